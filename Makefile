@@ -1,0 +1,39 @@
+# `make bench` and `make test` need Python >= 3.11, git and make; everything else is installed into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: bench test test-slow lint types doctest perf clean
+
+bench: .venv/ready
+	$(BIN)/embench run quick
+	$(BIN)/embench compare
+
+test: .venv/ready
+	$(BIN)/pytest -n 2 --dist loadgroup
+
+test-slow: .venv/ready
+	$(BIN)/pytest -m slow
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/ready
+	$(BIN)/mypy
+
+doctest: .venv/ready
+	$(BIN)/pytest --doctest-modules embench
+
+perf: .venv/ready
+	$(BIN)/pytest benchmarks --benchmark-only
+
+# Torch first: its pinned version keeps every later step from asking for another one.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"embench needs Python >= 3.11, this is {v.major}.{v.minor}; say for example: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .asv .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

@@ -1,0 +1,141 @@
+"""The table of metrics: unit, direction, tolerances and function of each on one line.
+
+Compare, gate and report read everything about a metric here. Functions take an `Outcome` and
+return None where the metric does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from embench.types import Dataset, IntArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a finished fit left to be judged.
+
+    ``nll`` is the judge's mean negative log-likelihood of ``dataset.X_test`` per sample [nat];
+    ``labels`` are predicted for ``X_test``; memory is in bytes and ``gpu_peak_memory`` is None
+    on the CPU.
+    """
+
+    dataset: Dataset
+    nll: float
+    labels: IntArray
+    n_iter: int | None
+    fit_seconds: float
+    cpu_seconds: float
+    peak_memory: int | None
+    gpu_peak_memory: int | None
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How large a difference still counts as none: the larger of the two bounds."""
+
+    absolute: float = 0.0
+    relative: float = 0.0
+
+    def of(self, baseline: float) -> float:
+        """The bound at a baseline's value, in the metric's unit."""
+        return max(self.absolute, self.relative * abs(baseline))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One column of the results.
+
+    ``tie``: two models whose difference stays within it count as equal in a comparison.
+    ``gate``: a candidate may be this much worse than the baseline before the gate alarms; wider
+    for costs, because two runs on one machine differ by more than two trials in one run.
+    ``kind``: qualities are compared by difference, costs by ratio.
+    """
+
+    name: str
+    title: str
+    unit: str
+    better: Literal["lower", "higher"]
+    kind: Literal["quality", "cost"]
+    tie: Tolerance
+    gate: Tolerance
+    function: Callable[[Outcome], float | None]
+
+
+def nll(outcome: Outcome) -> float:
+    return outcome.nll
+
+
+def excess_nll(outcome: Outcome) -> float | None:
+    """NLL beyond that of the distribution the data were drawn from."""
+    from embench import gaussian
+
+    data = outcome.dataset
+    if data.truth is None:
+        return None
+    return outcome.nll + gaussian.log_likelihood(data.truth, data.X_test)
+
+
+def ami(outcome: Outcome) -> float | None:
+    """Adjusted mutual information, arithmetic norm (Vinh, Epps and Bailey, JMLR 2010)."""
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    return _agreement(outcome, adjusted_mutual_info_score)
+
+
+def ari(outcome: Outcome) -> float | None:
+    """Adjusted Rand index (Hubert and Arabie, 1985)."""
+    from sklearn.metrics import adjusted_rand_score
+
+    return _agreement(outcome, adjusted_rand_score)
+
+
+def _agreement(outcome: Outcome, score: Callable[..., float]) -> float | None:
+    """Agreement of predicted and true labels, over the samples that have a true one."""
+    truth = outcome.dataset.y_test
+    if truth is None or not np.any(truth >= 0):
+        return None
+    return float(score(truth[truth >= 0], outcome.labels[truth >= 0]))
+
+
+def _table(*metrics: Metric) -> Mapping[str, Metric]:
+    return {metric.name: metric for metric in metrics}
+
+
+# fmt: off
+METRICS = _table(
+    Metric(name="nll", title="held-out NLL", unit="nat", better="lower", kind="quality",
+           tie=Tolerance(0.01), gate=Tolerance(0.01), function=nll),
+    Metric(name="excess_nll", title="excess NLL", unit="nat", better="lower", kind="quality",
+           tie=Tolerance(0.01), gate=Tolerance(0.01), function=excess_nll),
+    Metric(name="ami", title="AMI", unit="", better="higher", kind="quality",
+           tie=Tolerance(0.01), gate=Tolerance(0.02), function=ami),
+    Metric(name="ari", title="ARI", unit="", better="higher", kind="quality",
+           tie=Tolerance(0.01), gate=Tolerance(0.02), function=ari),
+    Metric(name="fit_seconds", title="fit time", unit="s", better="lower", kind="cost",
+           tie=Tolerance(relative=0.1), gate=Tolerance(0.002, 0.3),
+           function=lambda outcome: outcome.fit_seconds),
+    Metric(name="cpu_seconds", title="CPU time", unit="s", better="lower", kind="cost",
+           tie=Tolerance(relative=0.1), gate=Tolerance(0.002, 0.3),
+           function=lambda outcome: outcome.cpu_seconds),
+    Metric(name="n_iter", title="iterations", unit="", better="lower", kind="cost",
+           tie=Tolerance(relative=0.1), gate=Tolerance(2, 0.3),
+           function=lambda outcome: outcome.n_iter),
+    Metric(name="peak_memory", title="peak memory", unit="B", better="lower", kind="cost",
+           tie=Tolerance(2**20, 0.1), gate=Tolerance(2**22, 0.3),
+           function=lambda outcome: outcome.peak_memory),
+    Metric(name="gpu_peak_memory", title="GPU peak memory", unit="B", better="lower", kind="cost",
+           tie=Tolerance(2**20, 0.1), gate=Tolerance(2**22, 0.3),
+           function=lambda outcome: outcome.gpu_peak_memory),
+)
+# fmt: on
+
+
+def judge(outcome: Outcome) -> dict[str, float]:
+    """Every metric that exists for an outcome, as plain floats."""
+    values = {name: metric.function(outcome) for name, metric in METRICS.items()}
+    return {name: float(value) for name, value in values.items() if value is not None}

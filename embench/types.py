@@ -1,0 +1,241 @@
+"""The nouns of embench: change this file first, the rest follows.
+
+Every value here is frozen, printable and free of behaviour beyond reading and writing itself.
+Data flow one way: a suite becomes trials, a trial becomes a record, records become a comparison.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePath
+from typing import Any, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+SCHEMA = 1
+"""Number of the record format; raised when a reader of old records would misread new ones."""
+
+TRACKS: Mapping[str, str] = {
+    "same-start": "every model begins at the identical mixture",
+    "budget": "every model has its own start, billed, and the same number of seconds",
+    "default": "every model as its own user would call it",
+}
+
+STATUSES: Mapping[str, str] = {
+    "ok": "finished and judged",
+    "diverged": "finished, but the judge finds no finite likelihood",
+    "timeout": "cut off by the clock",
+    "out-of-memory": "ran out of memory",
+    "crashed": "the process died",
+    "error": "the model or the dataset raised an error",
+}
+
+
+class InputError(ValueError):
+    """What a user asked for cannot be done; the message says what was expected and what came."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A dataset or a model by name, with the parameters that differ from its defaults.
+
+    ``version`` is the version of the code (or of the file) behind the name.
+
+    >>> str(Spec("blobs", {"n_features": 8, "n_components": 16}))
+    'blobs:n_features=8,n_components=16'
+    """
+
+    name: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    version: str = ""
+
+    def __str__(self) -> str:
+        """The text that the command line takes; a file goes by its name without its folder."""
+        name = PurePath(self.name).name
+        params = ",".join(f"{key}={_text(value)}" for key, value in self.params.items())
+        return f"{name}:{params}" if params else name
+
+    @classmethod
+    def parse(cls, text: str) -> list[Self]:
+        """Read the text of the command line: names, each with parameters, all parted by commas.
+
+        A piece with a ``=`` belongs to the name before it. Values are read as JSON where they
+        are JSON (numbers, true, null) and as words where they are not.
+
+        >>> [str(spec) for spec in Spec.parse("em:tol=0,n_init=2,spec-em")]
+        ['em:tol=0,n_init=2', 'spec-em']
+        """
+        found: list[tuple[str, dict[str, Any]]] = []
+        for piece in text.split(","):
+            left, equals, value = piece.strip().partition("=")
+            name, colon, key = left.rpartition(":") if equals else (left, ":", "")
+            if colon and name:
+                found.append((name, {}))
+            if equals and (not found or not key):
+                raise InputError(f"expected NAME:PARAMETER=VALUE,..., got {text!r}")
+            if equals:
+                found[-1][1][key] = _value(value)
+        if not found or not all(name for name, _ in found):
+            raise InputError(f"expected a name, got {text!r}")
+        return [cls(name, params) for name, params in found]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A Gaussian mixture in float64: what a model hands to the judge.
+
+    Shapes: ``weights`` (n_components,), sum 1; ``means`` (n_components, n_features) [u];
+    ``covariances`` (n_components, n_features, n_features) [u^2], symmetric positive definite.
+    """
+
+    weights: FloatArray
+    means: FloatArray
+    covariances: FloatArray
+
+    @property
+    def n_components(self) -> int:
+        return self.means.shape[0]
+
+    @property
+    def n_features(self) -> int:
+        return self.means.shape[1]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Data to fit on and data to be judged on. Models see ``X_train`` only.
+
+    Shapes: ``X_train`` and ``X_test`` (n_samples, n_features) [u]; labels (n_samples,), where -1
+    marks a sample that belongs to no component and is left out of label metrics.
+    """
+
+    X_train: FloatArray
+    X_test: FloatArray
+    n_components: int
+    y_train: IntArray | None = None
+    y_test: IntArray | None = None
+    truth: Mixture | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One model on one dataset under one track, device, dtype, thread count and seed."""
+
+    dataset: Spec
+    model: Spec
+    track: str
+    seed: int
+    device: str = "cpu"
+    dtype: str = "float64"
+    threads: int = 1
+    time_limit: float = 60.0
+
+    @property
+    def id(self) -> str:
+        """Readable name ending in a digest of every field, versions included."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        words = (self.model.name, PurePath(self.dataset.name).stem, self.track, f"s{self.seed}")
+        return "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", word) for word in (*words, digest))
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """The inverse of ``dataclasses.asdict``."""
+        specs = {key: Spec(**fields[key]) for key in ("dataset", "model")}
+        return cls(**{**fields, **specs})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What one trial gave: a status, the metrics that exist, and where it was measured.
+
+    ``curve`` holds (seconds, n_iter, held-out NLL [nat]) at selected iterations. ``sizes`` are
+    those of the data: n_samples, n_features, n_components. A metric that does not exist (AMI
+    without labels, GPU memory without a GPU) is absent, never NaN.
+    """
+
+    trial: Trial
+    status: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    curve: tuple[tuple[float, int, float], ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    message: str = ""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema": self.schema, "id": self.trial.id, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_json``.
+
+        Raises:
+            ValueError: The record was written in another schema.
+        """
+        if fields["schema"] != SCHEMA:
+            raise ValueError(f"expected schema {SCHEMA}, got schema {fields['schema']}")
+        own = {key: value for key, value in fields.items() if key != "id"}
+        curve = tuple((seconds, n_iter, nll) for seconds, n_iter, nll in fields["curve"])
+        return cls(**{**own, "trial": Trial.from_json(fields["trial"]), "curve": curve})
+
+
+class Model(Protocol):
+    """What every plug-in offers: a scikit-learn estimator with a density."""
+
+    def fit(self, X: FloatArray) -> Self: ...
+
+    def score(self, X: FloatArray) -> float:
+        """Mean log-likelihood per sample [nat]."""
+        ...
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]: ...
+
+    def set_params(self, **params: Any) -> Self: ...
+
+
+@runtime_checkable
+class IterativeModel(Protocol):
+    """A model whose fit can be watched and cut: the harness pulls, so it owns the clock."""
+
+    def iter_fit(self, X: FloatArray) -> Iterator[int]:
+        """Yield 0 at the start and n_iter after each iteration; usable at every yield."""
+        ...
+
+
+@runtime_checkable
+class MixtureModel(Protocol):
+    """A fitted model that is a Gaussian mixture."""
+
+    @property
+    def mixture_(self) -> Mixture: ...
+
+
+@runtime_checkable
+class StartableModel(Protocol):
+    """A model that can begin at a given mixture, exactly."""
+
+    def start_from(self, start: Mixture) -> Self:
+        """Set the constructor's parameters so that the next fit begins at ``start``."""
+        ...
+
+
+def _value(text: str) -> Any:
+    """A parameter's value as JSON where it is JSON, else as the word it is."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _text(value: Any) -> str:
+    """A parameter's value as the command line writes it."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -18,7 +18,8 @@ ROWS = 8192
 def log_joint(mixture: Mixture, X: FloatArray) -> FloatArray:
     """Log of weight times density, for every sample and component.
 
-    log w_k - 1/2 (|L_k^-1 (x - mu_k)|^2 + 2 sum log diag L_k + n_features log 2 pi), S_k = L_k L_k'.
+    log w_k - 1/2 (|L_k^-1 (x - mu_k)|^2 + 2 sum log diag L_k + n_features log 2 pi), where
+    L_k L_k' = S_k.
 
     Args:
         mixture: The mixture.

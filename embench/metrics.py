@@ -54,6 +54,7 @@ class Metric:
     ``gate``: a candidate may be this much worse than the baseline before the gate alarms; wider
     for costs, because two runs on one machine differ by more than two trials in one run.
     ``kind``: qualities are compared by difference, costs by ratio.
+    ``resolution``: a cost below what its meter can tell apart counts as this much in a ratio.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Metric:
     tie: Tolerance
     gate: Tolerance
     function: Callable[[Outcome], float | None]
+    resolution: float = 0.0
 
 
 def nll(outcome: Outcome) -> float:
@@ -118,19 +120,19 @@ METRICS = _table(
            tie=Tolerance(0.01), gate=Tolerance(0.02), function=ari),
     Metric(name="fit_seconds", title="fit time", unit="s", better="lower", kind="cost",
            tie=Tolerance(relative=0.1), gate=Tolerance(0.002, 0.3),
-           function=lambda outcome: outcome.fit_seconds),
+           function=lambda outcome: outcome.fit_seconds, resolution=1e-6),
     Metric(name="cpu_seconds", title="CPU time", unit="s", better="lower", kind="cost",
            tie=Tolerance(relative=0.1), gate=Tolerance(0.002, 0.3),
-           function=lambda outcome: outcome.cpu_seconds),
+           function=lambda outcome: outcome.cpu_seconds, resolution=1e-6),
     Metric(name="n_iter", title="iterations", unit="", better="lower", kind="cost",
            tie=Tolerance(relative=0.1), gate=Tolerance(2, 0.3),
-           function=lambda outcome: outcome.n_iter),
+           function=lambda outcome: outcome.n_iter, resolution=1),
     Metric(name="peak_memory", title="peak memory", unit="B", better="lower", kind="cost",
            tie=Tolerance(2**20, 0.1), gate=Tolerance(2**22, 0.3),
-           function=lambda outcome: outcome.peak_memory),
+           function=lambda outcome: outcome.peak_memory, resolution=2**12),
     Metric(name="gpu_peak_memory", title="GPU peak memory", unit="B", better="lower", kind="cost",
            tie=Tolerance(2**20, 0.1), gate=Tolerance(2**22, 0.3),
-           function=lambda outcome: outcome.gpu_peak_memory),
+           function=lambda outcome: outcome.gpu_peak_memory, resolution=2**9),
 )
 # fmt: on
 

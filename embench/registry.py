@@ -15,6 +15,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import PurePath
 from typing import Any
 
+from pydantic import ValidationError
+
 from embench.types import Dataset, InputError, Model, Spec
 
 FILE_DATASET = "embench.datasets.files:FileDataset"
@@ -56,7 +58,7 @@ def make_dataset(name: str, seed: int = 0, **params: Any) -> Dataset:
         >>> make_dataset("blobs", seed=0, n_features=8, n_components=16).X_train.shape
         (1000, 8)
     """
-    return _call("dataset", name, seed, **params)
+    return _call("dataset", name, seed=seed, **params)
 
 
 def models() -> dict[str, str]:
@@ -106,14 +108,19 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     return InputError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")
 
 
-def _call(kind: str, name: str, *args: Any, **params: Any) -> Any:
+def _call(kind: str, name: str, /, **params: Any) -> Any:
     """Call what stands behind a name, after a look at the names of the parameters."""
     found = load(kind, name)
-    known = [p.name for p in inspect.signature(found).parameters.values() if p.name != "seed"]
+    known = list(inspect.signature(found).parameters)
     for param in params:
         if param not in known:
             raise unknown(f"parameter of {kind} {name}", param, known)
-    return found(*args, **params)
+    try:
+        return found(**params)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{name}: {where}: {first['msg']}, got {first['input']!r}") from error
 
 
 def _first_lines(kind: str) -> dict[str, str]:

@@ -48,7 +48,9 @@ def writing(folder: Path) -> Iterator[Writer]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / RECORDS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}; choose another --out")
+        raise InputError(
+            f"cannot write to {folder}: {error.strerror}; choose another --out"
+        ) from error
     try:
         _lock(descriptor, folder)
         _check_space(folder)
@@ -100,7 +102,9 @@ def _row(record: Record) -> dict[str, Any]:
         "id": trial.id,
         "track": trial.track,
         "dataset": str(trial.dataset),
+        "dataset_version": trial.dataset.version,
         "model": str(trial.model),
+        "model_version": trial.model.version,
         "seed": trial.seed,
         "device": trial.device,
         "dtype": trial.dtype,
@@ -128,7 +132,9 @@ def _lock(descriptor: int, folder: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise InputError(f"another run is writing to {folder}; wait for it or choose another --out")
+        raise InputError(
+            f"another run is writing to {folder}; wait for it or choose another --out"
+        ) from None
 
 
 def _check_space(folder: Path) -> None:

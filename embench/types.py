@@ -114,12 +114,13 @@ class Dataset:
     """Data to fit on and data to be judged on. Models see ``X_train`` only.
 
     Shapes: ``X_train`` and ``X_test`` (n_samples, n_features) [u]; labels (n_samples,), where -1
-    marks a sample that belongs to no component and is left out of label metrics.
+    marks a sample that belongs to no component and is left out of label metrics. ``n_components``
+    is None where nobody knows how many to look for: the models have to be told.
     """
 
     X_train: FloatArray
     X_test: FloatArray
-    n_components: int
+    n_components: int | None
     y_train: IntArray | None = None
     y_test: IntArray | None = None
     truth: Mixture | None = None
@@ -195,6 +196,10 @@ class Model(Protocol):
 
     def score(self, X: FloatArray) -> float:
         """Mean log-likelihood per sample [nat]."""
+        ...
+
+    def predict(self, X: FloatArray) -> IntArray:
+        """Most probable component of each sample, (n_samples,)."""
         ...
 
     def get_params(self, deep: bool = True) -> dict[str, Any]: ...

@@ -1,0 +1,277 @@
+"""The command line: arguments in, one function call, words out. Only this module prints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from embench import __version__, store
+from embench.registry import unknown
+from embench.types import TRACKS, InputError, Record, Spec
+
+INTERRUPTED = 130
+RESULTS = Path("results")
+
+
+class UserMistake(click.ClickException):
+    """One line that says what was expected and what came; exit code 2, no traceback."""
+
+    exit_code = 2
+
+
+class Commands(click.Group):
+    """Sub-commands whose `InputError` becomes a `UserMistake`, and which know near misses."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            raise UserMistake(str(error)) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="embench")
+def main() -> None:
+    """Which way of fitting a mixture is best for data like mine, and what does it cost?
+
+    \b
+    embench run                              a first comparison, under two minutes
+    embench run --data measurements.csv      the same question on your own data
+    embench compare                          tables, figures and a page of the latest run
+    """
+
+
+@main.command()
+@click.argument("suite", required=False)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="NAME[:PARAM=VALUE,...]",
+    help="Models in place of the suite's; several by commas or by repeating.",
+)
+@click.option(
+    "--dataset",
+    "datasets",
+    multiple=True,
+    metavar="NAME[:PARAM=VALUE,...]",
+    help="Datasets in place of the suite's, written like models.",
+)
+@click.option(
+    "--data",
+    type=click.Path(),
+    metavar="FILE",
+    help="A file of your own: .csv, .npy, .npz or .parquet.",
+)
+@click.option("--label", metavar="COLUMN", help="The column of --data that holds labels.")
+@click.option("--drop", metavar="COLUMN[+...]", help="Columns of --data to leave out.")
+@click.option("--n-components", metavar="N[,N...]", help="Component counts to try.")
+@click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds.")
+@click.option(
+    "--track",
+    "tracks",
+    multiple=True,
+    metavar="|".join(TRACKS),
+    help="What is kept equal; several by commas or by repeating.",
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda", "auto"]))
+@click.option("--dtype", type=click.Choice(["float64", "float32"]))
+@click.option("--threads", type=click.IntRange(min=1), help="For every numerical library.")
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Budget of a fit on the budget track, cut-off on the others.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of this run; the same folder again resumes.  [results/<date>-<suite>]",
+)
+def run(
+    suite: str | None,
+    models: Sequence[str],
+    datasets: Sequence[str],
+    data: str | None,
+    label: str | None,
+    drop: str | None,
+    n_components: str | None,
+    tracks: Sequence[str],
+    out: Path | None,
+    **others: Any,
+) -> None:
+    """Run SUITE (default: quick, or own-data with --data) and write its records.
+
+    SUITE is the name of a shipped suite (see `embench suites`) or the path of a TOML file.
+    Ctrl-C loses nothing that is finished; the same command again goes on where it stopped.
+    """
+    from embench.measuring.plan import customised, load_suite, plan
+    from embench.measuring.run import default_folder, execute, remaining
+
+    if (label or drop) and not data:
+        raise InputError("--label and --drop say which columns of --data to use; name a file")
+    named = ",".join(datasets)
+    given = [*Spec.parse(named)] if named else []
+    if data:
+        given.append(Spec(data, {k: v for k, v in (("label", label), ("drop", drop)) if v}))
+    suite = suite or ("own-data" if data else "quick")
+    chosen = customised(
+        load_suite(suite),
+        models=",".join(models) or None,
+        datasets=given or None,
+        n_components=_counts(n_components),
+        tracks=[track for text in tracks for track in text.split(",")] or None,
+        **others,
+    )
+    folder = out or default_folder(suite)
+    planned = plan(chosen)
+    trials = remaining(planned.trials, folder)
+    for sentence in planned.left_out:
+        click.echo(sentence, err=True)
+    click.echo(_announcement(len(planned.trials), len(trials), folder), err=True)
+    if trials:
+        failed = _watch(execute(trials, folder), len(trials), folder)
+        click.echo(f"{len(trials) - failed} trials ok, {failed} failed: {folder / store.RECORDS}")
+    click.echo(f"next: embench compare {folder}")
+
+
+@main.command()
+@click.argument("trial")
+@click.option(
+    "--run", "folder", type=click.Path(path_type=Path), metavar="RUN", help="Look in this run only."
+)
+def show(trial: str, folder: Path | None) -> None:
+    """Show everything known of TRIAL: its id, or as much of it as makes it unique."""
+    from embench.reporting.text import record_page
+
+    folders = [_run_folder(str(folder))] if folder else store.runs(RESULTS)
+    records = [record for place in folders for record in store.read(place)]
+    found = [record for record in store.latest(records) if trial in record.trial.id]
+    exact = [record for record in found if record.trial.id == trial]
+    if not found:
+        raise unknown("trial", trial, {record.trial.id for record in records})
+    if len(found) > 1 and not exact:
+        listed = "\n  ".join(record.trial.id for record in found)
+        raise InputError(f"{trial!r} is part of {len(found)} trials; say which:\n  {listed}")
+    click.echo(record_page((exact or found)[0]))
+
+
+@main.command()
+def models() -> None:
+    """List the models: those of embench and those of installed plug-ins."""
+    from embench import registry
+
+    _list(registry.models())
+
+
+@main.command()
+def datasets() -> None:
+    """List the datasets; a file of your own is one, too (`embench run --data FILE`)."""
+    from embench import registry
+
+    _list(registry.datasets())
+
+
+@main.command()
+def suites() -> None:
+    """List the suites that come with embench."""
+    from embench.measuring.plan import suites
+
+    _list(suites())
+
+
+def _list(lines: Mapping[str, str]) -> None:
+    width = max(map(len, lines), default=0)
+    for name, line in lines.items():
+        click.echo(f"{name:{width}}  {line}")
+
+
+def _watch(records: Iterator[Record], total: int, folder: Path) -> int:
+    """Pull the records and show how far they are; the number that failed."""
+    failed = 0
+    try:
+        with _progress(total) as advance:
+            for record in records:
+                failed += record.status != "ok"
+                advance(record)
+    except KeyboardInterrupt:
+        click.echo(f"interrupted; what is finished is in {folder}, the same command resumes")
+        sys.exit(INTERRUPTED)
+    except OSError as error:
+        raise UserMistake(
+            f"cannot write to {folder}: {error.strerror}; what is finished is kept and the same "
+            "command resumes"
+        ) from error
+    return failed
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[Record], None]]:
+    """A bar with the time that is left on a terminal, now and then a line elsewhere."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("trials", total=total)
+
+        def advance(record: Record) -> None:
+            progress.advance(task)
+            if record.status != "ok":
+                console.print(
+                    f"{record.status}: {record.trial.id}: {record.message}",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
+
+        yield advance
+
+
+def _announcement(planned: int, left: int, folder: Path) -> str:
+    if left == 0:
+        return f"all {planned} trials are done in {folder}; another --out measures them again"
+    resumed = f" ({planned - left} are done)" if left < planned else ""
+    return f"{left} trials{resumed} into {folder}"
+
+
+def _counts(text: str | None) -> list[int] | None:
+    """Component counts from "2,3,5"."""
+    if text is None:
+        return None
+    try:
+        counts = [int(word) for word in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise InputError(f"--n-components: expected integers >= 1 like 2,3,5, got {text!r}")
+    return counts
+
+
+def _run_folder(text: str) -> Path:
+    """A run by its folder, or by its name below results/."""
+    for folder in (Path(text), RESULTS / text):
+        if (folder / store.RECORDS).exists():
+            return folder
+    known = [folder.name for folder in store.runs(RESULTS)]
+    raise unknown("run", text, known)

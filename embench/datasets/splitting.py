@@ -1,0 +1,62 @@
+"""From a table of samples to a `Dataset`: seeds, split and scale, the same for all tables."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from embench.types import Dataset, FloatArray, InputError, IntArray
+
+Seed = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+def data_rng(seed: int) -> np.random.Generator:
+    """The generator of a seed's data: the first of the children that a seed is parted into."""
+    return np.random.default_rng(np.random.SeedSequence(seed).spawn(1)[0])
+
+
+def split(
+    X: FloatArray,
+    labels: IntArray | None,
+    seed: int,
+    *,
+    n_components: int | None,
+    test_share: float,
+    standardize: bool,
+) -> Dataset:
+    """Part a table at random into samples to fit on and samples to be judged on.
+
+    Args:
+        X: The table, shape (n_samples, n_features) [u].
+        labels: Shape (n_samples,), or None.
+        seed: Decides which samples are held out.
+        n_components: How many components to look for, None if unknown.
+        test_share: Share of samples held out, in (0, 1).
+        standardize: Shift and scale every feature to mean 0 and standard deviation 1 of the
+            *training* samples; a constant feature is only shifted. The NLL is then that of the
+            scaled data; add the sum of the log standard deviations for the original units.
+
+    Raises:
+        InputError: There are too few samples to part.
+    """
+    n_test = round(test_share * len(X))
+    if n_test < 1 or len(X) - n_test < 2:
+        raise InputError(
+            f"expected enough samples to fit on 2 and hold out 1, got {len(X)} samples and "
+            f"test_share={test_share}"
+        )
+    order = data_rng(seed).permutation(len(X))
+    test, train = order[:n_test], order[n_test:]
+    if standardize:
+        stddevs = X[train].std(axis=0)
+        X = (X - X[train].mean(axis=0)) / np.where(stddevs > 0, stddevs, 1.0)
+    return Dataset(
+        X_train=X[train],
+        X_test=X[test],
+        n_components=n_components,
+        y_train=None if labels is None else labels[train],
+        y_test=None if labels is None else labels[test],
+    )

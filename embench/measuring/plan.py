@@ -1,0 +1,259 @@
+"""From a suite (TOML) to the list of trials, with every mistake found before anything is run."""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import InvalidParameterError
+
+from embench import registry
+from embench.types import InputError, IterativeModel, Spec, StartableModel, Trial
+
+SUITES = resources.files("embench.suites")
+
+Track = Literal["same-start", "budget", "default"]
+
+
+class Entry(BaseModel):
+    """A model or dataset of a suite; every further key is a parameter, a list is a sweep."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    tracks: list[Track] | None = None
+
+    def specs(self) -> Iterator[Spec]:
+        """One spec per combination of the swept values."""
+        params = self.model_extra or {}
+        values = [value if isinstance(value, list) else [value] for value in params.values()]
+        for combination in itertools.product(*values):
+            yield Spec(self.name, dict(zip(params, combination, strict=True)))
+
+
+class Suite(BaseModel):
+    """What to run. A sweep is data: see the files in ``embench/suites``.
+
+    ``time_limit`` [s] is the budget of a fit on the budget track and cuts it on the others.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    description: str = ""
+    datasets: list[Entry] = Field(default_factory=list)
+    models: list[Entry]
+    tracks: list[Track] = ["same-start"]
+    seeds: PositiveInt = 3
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    dtype: Literal["float64", "float32"] = "float64"
+    threads: PositiveInt = 1
+    time_limit: PositiveFloat = 60.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The trials of a run in their order, and what was left out of it, in sentences."""
+
+    trials: tuple[Trial, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def suites() -> dict[str, str]:
+    """The suites shipped with embench and what each is for."""
+    return {name: load_suite(name).description for name in _shipped()}
+
+
+def load_suite(name: str | Path) -> Suite:
+    """A shipped suite by name, or one of your own by the path of its TOML file.
+
+    Raises:
+        InputError: There is no such suite, or the file says something that a suite cannot.
+    """
+    text = _suite_text(name)
+    try:
+        return Suite.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{name}: not TOML: {error}") from error
+    except ValidationError as error:
+        raise InputError(f"{name}: {_first_mistake(error)}") from error
+
+
+def customised(
+    suite: Suite,
+    *,
+    models: str | Iterable[Spec] | None = None,
+    datasets: str | Iterable[Spec] | None = None,
+    n_components: Sequence[int] | None = None,
+    **changes: Any,
+) -> Suite:
+    """The suite with some of its fields replaced; those that are None stay.
+
+    Args:
+        suite: What to start from.
+        models, datasets: Specs, or the text of the command line: "em,spec-em:max_iter=9".
+        n_components: Counts that every model is to try, whatever the datasets say.
+        **changes: Other fields of `Suite`.
+
+    Raises:
+        InputError: A value is not one that a suite can have.
+
+    Example:
+        >>> [entry.name for entry in customised(load_suite("quick"), models="em,spec-em").models]
+        ['em', 'spec-em']
+    """
+    changes |= {"models": _entries(models), "datasets": _entries(datasets)}
+    fields = suite.model_dump(exclude_unset=True)
+    fields |= {key: value for key, value in changes.items() if value is not None}
+    if n_components is not None:
+        own = {"n_components": list(n_components)}
+        fields["models"] = [{**model, **own} for model in fields["models"]]
+    try:
+        return Suite.model_validate(fields)
+    except ValidationError as error:
+        raise InputError(_first_mistake(error)) from error
+
+
+def _entries(specs: str | Iterable[Spec] | None) -> list[dict[str, Any]] | None:
+    if specs is None:
+        return None
+    found = Spec.parse(specs) if isinstance(specs, str) else specs
+    return [{"name": spec.name, **spec.params} for spec in found]
+
+
+def plan(suite: Suite) -> Plan:
+    """Every trial of a suite, models interleaved so that a drift of the machine hits all alike.
+
+    Every dataset is made once and every model built once, so that what cannot work is said now.
+
+    Raises:
+        InputError: A name, a parameter or a combination of them cannot be run.
+    """
+    if not suite.datasets:
+        raise InputError("no data to fit: name a --dataset, or a file of your own with --data")
+    candidates = [
+        _candidate(entry, spec, suite) for entry in suite.models for spec in entry.specs()
+    ]
+    datasets = [_checked_dataset(spec, candidates) for e in suite.datasets for spec in e.specs()]
+    device = _resolved_device(suite.device)
+    trials = tuple(
+        Trial(
+            dataset=dataset,
+            model=candidate.spec,
+            track=track,
+            seed=seed,
+            device=device if "device" in candidate.params else "cpu",
+            dtype=suite.dtype,
+            threads=suite.threads,
+            time_limit=suite.time_limit,
+        )
+        for dataset in datasets
+        for seed in range(suite.seeds)
+        for track in suite.tracks
+        for candidate in _rotated(candidates, seed)
+        if track in candidate.tracks
+    )
+    if not trials:
+        raise InputError("nothing to run: no model of this suite can take any of its tracks")
+    left_out = [
+        f"{candidate.spec} is left out of {track}: it cannot begin at a given mixture"
+        for candidate in candidates
+        for track in candidate.left_out
+    ]
+    return Plan(trials, tuple(left_out))
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A model of the suite: its spec, all its parameters, and the tracks it can take or not."""
+
+    spec: Spec
+    params: Mapping[str, Any]
+    tracks: Sequence[Track]
+    left_out: Sequence[Track]
+
+
+def _candidate(entry: Entry, spec: Spec, suite: Suite) -> _Candidate:
+    model = registry.make_model(spec.name, **spec.params)
+    if isinstance(model, BaseEstimator):
+        try:
+            model._validate_params()
+        except InvalidParameterError as error:
+            raise InputError(f"{spec.name}: {error}") from error
+    startable = isinstance(model, StartableModel) and isinstance(model, IterativeModel)
+    wanted = [track for track in suite.tracks if track in (entry.tracks or suite.tracks)]
+    return _Candidate(
+        spec=replace(spec, version=registry.version("model", spec)),
+        params=model.get_params(),
+        tracks=[track for track in wanted if startable or track != "same-start"],
+        left_out=[track for track in wanted if not startable and track == "same-start"],
+    )
+
+
+def _checked_dataset(spec: Spec, candidates: Iterable[_Candidate]) -> Spec:
+    """The dataset's spec with its version, after a look at what the models will find in it."""
+    data = registry.make_dataset(spec.name, seed=0, **spec.params)
+    for candidate in candidates:
+        n_components = candidate.spec.params.get("n_components", data.n_components)
+        if n_components is None:
+            raise InputError(
+                f"{spec}: nobody knows how many components to look for; say it with "
+                "--n-components 2,3,5 or name a column of labels with --label"
+            )
+        if n_components > len(data.X_train):
+            raise InputError(
+                f"{candidate.spec} on {spec}: expected at least as many samples to fit on as "
+                f"components, got {len(data.X_train)} samples and {n_components} components"
+            )
+    return replace(spec, version=registry.version("dataset", spec))
+
+
+def _rotated(candidates: Sequence[_Candidate], seed: int) -> Sequence[_Candidate]:
+    """The models in another order for every seed, so that none is always first."""
+    first = seed % len(candidates)
+    return [*candidates[first:], *candidates[:first]]
+
+
+def _resolved_device(device: str) -> str:
+    """ "cpu" or "cuda"; torch is only asked where a GPU is."""
+    if device == "cpu":
+        return device
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if device == "auto":
+        return "cpu"
+    raise InputError("--device cuda: torch finds no CUDA device here; use --device cpu or auto")
+
+
+def _suite_text(name: str | Path) -> str:
+    if str(name).endswith(".toml"):
+        try:
+            return Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the suite {name}: {error}") from error
+    if name not in _shipped():
+        raise registry.unknown("suite", str(name), _shipped())
+    return (SUITES / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def _shipped() -> list[str]:
+    """Names of the suites in the package."""
+    files = (Path(file.name) for file in SUITES.iterdir())
+    return sorted(file.stem for file in files if file.suffix == ".toml")
+
+
+def _first_mistake(error: ValidationError) -> str:
+    """The first thing pydantic found wrong, as one line with the key, the rule and the value."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        return str(registry.unknown("key of a suite", where, Suite.model_fields))
+    return f"{where}: {first['msg']}, got {first['input']!r}"

@@ -1,0 +1,37 @@
+"""The mixture that every model of the same-start track begins at."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.cluster import kmeans_plusplus
+
+from embench.types import FloatArray, Mixture
+
+
+def starting_mixture(X: FloatArray, n_components: int, seed: np.random.SeedSequence) -> Mixture:
+    """Equal weights, k-means++ points as means, the mean variance of X as every covariance.
+
+    Spherical covariances of one size belong to every family, so that models of all families can
+    begin at exactly this mixture.
+
+    Args:
+        X: Samples, shape (n_samples, n_features) [u].
+        n_components: At most n_samples.
+        seed: Decides which samples become means.
+
+    Source:
+        Arthur and Vassilvitskii (2007), k-means++: the advantages of careful seeding.
+
+    Example:
+        >>> X = np.array([[0.0], [1.0], [10.0]])
+        >>> starting_mixture(X, 2, np.random.SeedSequence(0)).covariances.shape
+        (2, 1, 1)
+    """
+    random_state = np.random.RandomState(seed.generate_state(1)[0])
+    means, _ = kmeans_plusplus(X, n_components, random_state=random_state)
+    variance = X.var(axis=0).mean() or 1.0  # constant data: any size will do
+    return Mixture(
+        weights=np.full(n_components, 1.0 / n_components),
+        means=means,
+        covariances=np.repeat(variance * np.eye(X.shape[1])[None], n_components, axis=0),
+    )

@@ -1,0 +1,264 @@
+"""Run one trial: data, start, timed pass, judgement, curve. The only module with a clock."""
+
+from __future__ import annotations
+
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from statistics import median
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from threadpoolctl import threadpool_limits
+
+from embench import gaussian, registry
+from embench.measuring.environment import describe
+from embench.measuring.meter import Reading, metered
+from embench.measuring.start import starting_mixture
+from embench.metrics import Outcome, judge
+from embench.types import (
+    Dataset,
+    FloatArray,
+    IterativeModel,
+    MixtureModel,
+    Model,
+    Record,
+    StartableModel,
+    Trial,
+)
+
+MAX_FITS = 5
+ENOUGH_SECONDS = 0.5
+"""A fit is repeated until all have taken this long, at most MAX_FITS times; the median counts."""
+
+WARM_UP_SAMPLES = 2000
+WARM_UP_ITERATIONS = 2
+
+START_TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
+"""How far a model's likelihood at a given start may lie from the judge's, relative to 1 + |it|."""
+
+GRACE = 1.1
+"""A fit is killed this many time limits after its start: one that stops itself in time may end."""
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Unable to allocate")
+
+
+class Diverged(ArithmeticError):
+    """A fit that ended without an error at something that is no density."""
+
+
+def run_trial(trial: Trial, *, disposable: bool = False) -> Record:
+    """Run a trial; whatever goes wrong becomes the record's status and a sentence.
+
+    Args:
+        trial: What to run.
+        disposable: This process may be killed when a fit outlasts the trial's time limit. Where
+            it may not, nothing is cut off but an iterative model on the budget track.
+    """
+    with _threads(trial.threads), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return _run(trial, disposable)
+        except Exception as error:
+            status = _status(error)
+            return Record(
+                trial=trial,
+                status=status,
+                message=str(error) if status == "diverged" else f"{type(error).__name__}: {error}",
+                environment=describe(trial.device),
+            )
+
+
+def _run(trial: Trial, disposable: bool) -> Record:
+    data = registry.make_dataset(trial.dataset.name, seed=trial.seed, **trial.dataset.params)
+    X = np.ascontiguousarray(data.X_train, dtype=trial.dtype)
+    model = _configured(trial, data)
+    if trial.track == "same-start":
+        _begin_at_start(model, X, trial)
+    _warm_up(model, X)
+    fitted, readings = _timed_pass(trial, model, X, disposable)
+    n_iter = getattr(fitted, "n_iter_", None)
+    outcome = Outcome(
+        dataset=data,
+        nll=_nll(fitted, data.X_test),
+        labels=fitted.predict(data.X_test.astype(trial.dtype)),
+        n_iter=n_iter,
+        fit_seconds=median(reading.seconds for reading in readings),
+        cpu_seconds=median(reading.cpu_seconds for reading in readings),
+        peak_memory=readings[0].peak_memory,
+        gpu_peak_memory=readings[0].gpu_peak_memory,
+    )
+    converged = getattr(fitted, "converged_", True)
+    return Record(
+        trial=trial,
+        status="ok",
+        metrics=judge(outcome),
+        curve=tuple(_curve(trial, model, X, data, n_iter)),
+        sizes={
+            "n_samples": X.shape[0],
+            "n_features": X.shape[1],
+            "n_components": int(model.get_params().get("n_components") or data.n_components or 0),
+        },
+        message="" if converged else f"not converged after {n_iter} iterations",
+        environment=describe(trial.device),
+    )
+
+
+def _configured(trial: Trial, data: Dataset) -> Model:
+    """The trial's estimator with everything the trial decides, where the estimator can be told."""
+    model = registry.make_model(trial.model.name, **trial.model.params)
+    _, model_seed, _ = _children(trial.seed)
+    decided = {
+        "random_state": int(model_seed.generate_state(1)[0]),
+        "device": trial.device,
+        "dtype": trial.dtype,
+        "n_components": data.n_components,
+    }
+    known = model.get_params()
+    return model.set_params(
+        **{
+            key: value
+            for key, value in decided.items()
+            if key in known and key not in trial.model.params
+        }
+    )
+
+
+def _begin_at_start(model: Model, X: FloatArray, trial: Trial) -> None:
+    """Give the model the common start and see that it really stands there.
+
+    Raises:
+        RuntimeError: The model's likelihood at its start is not the judge's likelihood of it.
+    """
+    _, _, start_seed = _children(trial.seed)
+    samples = X.astype(np.float64)
+    start = starting_mixture(samples, model.get_params()["n_components"], start_seed)
+    assert isinstance(model, StartableModel)
+    model.start_from(start)
+    twin = clone(model)
+    next(stream := twin.iter_fit(X))
+    found, expected = twin.score(X), gaussian.log_likelihood(start, samples)
+    stream.close()
+    tolerance = START_TOLERANCE[model.get_params().get("dtype", trial.dtype)]
+    if not abs(found - expected) <= tolerance * (1 + abs(expected)):
+        raise RuntimeError(
+            f"the model does not begin at the given start: its log-likelihood there is {found:g}, "
+            f"the judge's {expected:g}"
+        )
+
+
+def _warm_up(model: Model, X: FloatArray) -> None:
+    """A short fit off the clock: the first call pays for paging libraries in, for all of them."""
+    twin = clone(model)
+    if "max_iter" in twin.get_params():
+        twin.set_params(max_iter=WARM_UP_ITERATIONS)
+    with suppress(Exception):  # what is wrong with the model comes to light in the timed pass
+        twin.fit(X[:WARM_UP_SAMPLES])
+
+
+def _timed_pass(
+    trial: Trial, model: Model, X: FloatArray, disposable: bool
+) -> tuple[Model, list[Reading]]:
+    """Fit fresh copies until the clock can be believed; all of them end at the same parameters."""
+    readings: list[Reading] = []
+    while len(readings) < MAX_FITS and sum(r.seconds for r in readings) < ENOUGH_SECONDS:
+        fitted = clone(model)
+        with _killed_after(trial.time_limit, disposable), metered(trial.device) as reading:
+            _fit(fitted, X, trial)
+        readings.append(reading)
+    return fitted, readings
+
+
+def _fit(model: Model, X: FloatArray, trial: Trial) -> None:
+    if trial.track != "budget" or not isinstance(model, IterativeModel):
+        model.fit(X)
+        return
+    end = time.perf_counter() + trial.time_limit
+    for _ in model.iter_fit(X):
+        if time.perf_counter() > end:
+            break
+
+
+def _curve(
+    trial: Trial, model: Model, X: FloatArray, data: Dataset, last: int | None
+) -> Iterator[tuple[float, int, float]]:
+    """Held-out NLL along a second fit: (seconds, n_iter, nat), judged while the clock stands."""
+    if not isinstance(model, IterativeModel):
+        return
+    twin = clone(model)
+    seconds = 0.0
+    began = time.perf_counter()
+    for n_iter in twin.iter_fit(X):
+        seconds += time.perf_counter() - began
+        if _is_checkpoint(n_iter) or n_iter == last:
+            with suppress(Diverged):
+                yield seconds, n_iter, _nll(twin, data.X_test)
+        if (trial.track == "budget" and n_iter == last) or seconds > trial.time_limit:
+            break
+        began = time.perf_counter()
+
+
+def _is_checkpoint(n_iter: int) -> bool:
+    """Whether a curve has a point here: 0, 1, 2, 3, 5, 8, 13 ..."""
+    before, at = 0, 1
+    while at < n_iter:
+        before, at = at, before + at
+    return n_iter in (0, at)
+
+
+def _nll(model: Model, X: FloatArray) -> float:
+    """The judge's mean NLL [nat]; a model that is no mixture can only be asked itself.
+
+    Raises:
+        Diverged: There is no finite likelihood.
+    """
+    try:
+        if isinstance(model, MixtureModel):
+            nll = -gaussian.log_likelihood(model.mixture_, X)
+        else:
+            nll = -model.score(X)
+    except np.linalg.LinAlgError as error:
+        raise Diverged(f"a fitted covariance is not positive definite ({error})") from error
+    if not np.isfinite(nll):
+        raise Diverged(f"the held-out NLL is {nll}")
+    return float(nll)
+
+
+def _children(seed: int) -> list[np.random.SeedSequence]:
+    """Seeds of the data, the model and the start, in this order."""
+    return np.random.SeedSequence(seed).spawn(3)
+
+
+def _status(error: Exception) -> str:
+    if isinstance(error, Diverged):
+        return "diverged"
+    told = any(words in str(error) for words in OUT_OF_MEMORY)
+    return "out-of-memory" if told or isinstance(error, MemoryError) else "error"
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Exactly ``count`` threads in torch and every BLAS and OpenMP pool."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with threadpool_limits(count):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _killed_after(seconds: float, disposable: bool) -> Iterator[None]:
+    """Let the kernel end this process when the time is over: native code cannot hold it up."""
+    if not disposable:
+        yield
+        return
+    signal.setitimer(signal.ITIMER_REAL, GRACE * seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)

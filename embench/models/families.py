@@ -1,0 +1,91 @@
+"""Covariance families between their compact shapes and full matrices, in NumPy.
+
+| family | covariances and precisions |
+|---|---|
+| full | (n_components, n_features, n_features) |
+| tied | (n_features, n_features) |
+| diag | (n_components, n_features) |
+| spherical | (n_components,) |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.mixture._base import BaseMixture
+
+from embench.types import FloatArray, Mixture
+
+
+def mixture(
+    weights: FloatArray, means: FloatArray, covariances: FloatArray, covariance_type: str
+) -> Mixture:
+    """A mixture in float64 with full covariance matrices, from a family's shape."""
+    weights, means, covariances = (
+        np.array(array, dtype=np.float64) for array in (weights, means, covariances)
+    )
+    return Mixture(
+        weights / weights.sum(), means, _full(covariances, covariance_type, *means.shape)
+    )
+
+
+def initialise(model: BaseMixture, X: FloatArray, random_state: np.random.RandomState) -> None:
+    """Set the start's attributes as scikit-learn does, and the covariances in every case.
+
+    scikit-learn leaves them out where ``precisions_init`` is given: its EM needs the factors only.
+    """
+    model._initialize_parameters(X, random_state)
+    if model.get_params().get("precisions_init") is not None:
+        model.covariances_ = _covariances(model.precisions_cholesky_, model.covariance_type)
+
+
+def start_params(start: Mixture, covariance_type: str) -> dict[str, Any]:
+    """The three ``*_init`` parameters that make scikit-learn's mixtures begin at ``start``.
+
+    Raises:
+        ValueError: The start's covariances are not of this family (no rounding to the nearest).
+    """
+    compact = _compact(start.covariances, covariance_type)
+    if not np.allclose(
+        _full(compact, covariance_type, *start.means.shape), start.covariances, rtol=1e-12
+    ):
+        raise ValueError(f"the start's covariances are not {covariance_type}")
+    matrices = covariance_type in ("full", "tied")
+    return {
+        "weights_init": start.weights,
+        "means_init": start.means,
+        "precisions_init": np.linalg.inv(compact) if matrices else 1.0 / compact,
+    }
+
+
+def _covariances(precisions_cholesky: FloatArray, covariance_type: str) -> FloatArray:
+    """Covariances [u^2] of the factors P with P P' = precision, in the family's shape."""
+    if covariance_type in ("full", "tied"):
+        inverse = np.linalg.inv(precisions_cholesky)
+        return inverse.swapaxes(-1, -2) @ inverse
+    return 1.0 / np.square(precisions_cholesky)
+
+
+def _full(
+    covariances: FloatArray, covariance_type: str, n_components: int, n_features: int
+) -> FloatArray:
+    """Full matrices (n_components, n_features, n_features) from a family's shape."""
+    identity = np.eye(n_features)
+    if covariance_type == "full":
+        return covariances
+    if covariance_type == "tied":
+        return np.repeat(covariances[None], n_components, axis=0)
+    if covariance_type == "diag":
+        return covariances[:, :, None] * identity
+    return covariances[:, None, None] * identity
+
+
+def _compact(covariances: FloatArray, covariance_type: str) -> FloatArray:
+    """A family's shape from full matrices, reading only the entries that the family has."""
+    if covariance_type == "full":
+        return covariances
+    if covariance_type == "tied":
+        return covariances[0]
+    variances = np.diagonal(covariances, axis1=1, axis2=2)
+    return variances if covariance_type == "diag" else variances[:, 0]

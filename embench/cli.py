@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ def main() -> None:
     embench run --data measurements.csv      the same question on your own data
     embench compare                          tables, figures and a page of the latest run
     """
+    sys.path.append(os.getcwd())  # so that --model module:Class finds a file of your own
 
 
 @main.command()

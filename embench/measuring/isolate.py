@@ -60,20 +60,15 @@ def trial_server(threads: int) -> Iterator[TrialServer]:
     It lives in a session of its own, so that Ctrl-C reaches the caller alone, and ends itself and
     the trial under way as soon as the caller is gone, however it went.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "embench.measuring.server"],
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "embench.measuring.server"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))},
         start_new_session=True,
-    )
-    try:
+    ) as process:
         yield TrialServer(process)
-    finally:
-        assert process.stdin
-        process.stdin.close()
-        process.wait()
 
 
 def _record(trial: Trial, reply: Mapping[str, Any]) -> Record:

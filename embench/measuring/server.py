@@ -36,6 +36,7 @@ def main() -> None:
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     environment = describe()
+    sys.path.append(os.getcwd())  # models of your own as module:Class; never before the libraries
     # Imported once, so that no child pays for it. Imports only: a thread pool or a CUDA context
     # made before a fork is broken after it.
     registry.models(), registry.datasets()

@@ -58,7 +58,7 @@ def run_trial(trial: Trial, *, disposable: bool = False) -> Record:
         disposable: This process may be killed when a fit outlasts the trial's time limit. Where
             it may not, nothing is cut off but an iterative model on the budget track.
     """
-    with _threads(trial.threads), warnings.catch_warnings():
+    with limited_threads(trial.threads), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return _run(trial, disposable)
@@ -72,13 +72,22 @@ def run_trial(trial: Trial, *, disposable: bool = False) -> Record:
             )
 
 
-def _run(trial: Trial, disposable: bool) -> Record:
+def prepared(trial: Trial, *, disposable: bool = False) -> tuple[Dataset, FloatArray, Model]:
+    """Everything before the clock starts: the data, the samples to fit, the model at its start.
+
+    `run_trial` clocks the fits of clones of this model; a loop of another's making can, too.
+    """
     data = registry.make_dataset(trial.dataset.name, seed=trial.seed, **trial.dataset.params)
     X = np.ascontiguousarray(data.X_train, dtype=trial.dtype)
     model = _configured(trial, data)
     if trial.track == "same-start":
         _begin_at_start(model, X, trial)
-    _warm_up(model, X)
+    _warm_up(trial, model, X, disposable)
+    return data, X, model
+
+
+def _run(trial: Trial, disposable: bool) -> Record:
+    data, X, model = prepared(trial, disposable=disposable)
     fitted, readings = _timed_pass(trial, model, X, disposable)
     n_iter = getattr(fitted, "n_iter_", None)
     outcome = Outcome(
@@ -150,12 +159,13 @@ def _begin_at_start(model: Model, X: FloatArray, trial: Trial) -> None:
         )
 
 
-def _warm_up(model: Model, X: FloatArray) -> None:
+def _warm_up(trial: Trial, model: Model, X: FloatArray, disposable: bool) -> None:
     """A short fit off the clock: the first call pays for paging libraries in, for all of them."""
     twin = clone(model)
     if "max_iter" in twin.get_params():
         twin.set_params(max_iter=WARM_UP_ITERATIONS)
-    with suppress(Exception):  # what is wrong with the model comes to light in the timed pass
+    # What is wrong with the model comes to light in the timed pass.
+    with _killed_after(trial.time_limit, disposable), suppress(Exception):
         twin.fit(X[:WARM_UP_SAMPLES])
 
 
@@ -216,15 +226,22 @@ def _nll(model: Model, X: FloatArray) -> float:
         Diverged: There is no finite likelihood.
     """
     try:
-        if isinstance(model, MixtureModel):
-            nll = -gaussian.log_likelihood(model.mixture_, X)
-        else:
-            nll = -model.score(X)
+        nll = -_log_likelihood(model, X)
     except np.linalg.LinAlgError as error:
         raise Diverged(f"a fitted covariance is not positive definite ({error})") from error
     if not np.isfinite(nll):
         raise Diverged(f"the held-out NLL is {nll}")
     return float(nll)
+
+
+def _log_likelihood(model: Model, X: FloatArray) -> float:
+    if not isinstance(model, MixtureModel):
+        return model.score(X)
+    mixture = model.mixture_
+    for name, array in vars(mixture).items():
+        if not np.isfinite(array).all():
+            raise Diverged(f"the fitted {name} are not finite")
+    return gaussian.log_likelihood(mixture, X)
 
 
 def _children(seed: int) -> list[np.random.SeedSequence]:
@@ -240,7 +257,7 @@ def _status(error: Exception) -> str:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def limited_threads(count: int) -> Iterator[None]:
     """Exactly ``count`` threads in torch and every BLAS and OpenMP pool."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

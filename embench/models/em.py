@@ -233,7 +233,7 @@ class GaussianMixtureEM(GaussianMixture):
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.as_tensor(np.asarray(array, dtype=self.dtype), device=device)
+        return torch.as_tensor(np.ascontiguousarray(array, dtype=self.dtype), device=device)
 
     def _estimate_weighted_log_prob(self, X: FloatArray, xp: Any = None) -> FloatArray:
         """Log-joint (n_samples, n_components): what scikit-learn's score and predict build on."""

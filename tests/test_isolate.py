@@ -1,0 +1,116 @@
+"""A trial takes nothing with it: crashes, hangs and hunger become records with a sentence."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+from embench.measuring.isolate import trial_server
+
+
+@pytest.fixture(scope="module")
+def server():
+    with trial_server(threads=1) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("model", "status", "words"),
+    [
+        ("Sleeper", "timeout", "within 0.5 s"),
+        ("NativeHanger", "timeout", "within 0.5 s"),
+        ("Segfaulter", "crashed", "SIGSEGV"),
+        ("Exiter", "crashed", "goodbye from the model"),
+        ("Hungry", "out-of-memory", "allocate"),
+        ("Raiser", "error", "this model does not like your data"),
+        ("NotANumber", "diverged", "means are not finite"),
+    ],
+)
+def test_what_goes_wrong_becomes_a_record_with_a_sentence(
+    server, small_trial, model, status, words
+):
+    trial = small_trial(f"bad_models:{model}", time_limit=0.5)
+
+    record = server.run(trial)
+
+    assert (record.trial, record.status) == (trial, status)
+    assert words in record.message
+    assert record.environment["cpu"]
+    assert record.metrics == {}
+
+
+def test_the_sweep_goes_on_after_a_crash(server, small_trial):
+    server.run(small_trial("bad_models:Segfaulter"))
+
+    record = server.run(small_trial("em"))
+
+    assert record.status == "ok"
+
+
+@pytest.mark.parametrize("model", ["Chatterbox", "Forker", "Meddler"])
+def test_a_model_that_misbehaves_but_fits_is_ok(server, small_trial, model):
+    record = server.run(small_trial(f"bad_models:{model}"))
+
+    assert record.status == "ok"
+    assert record.metrics["nll"] == server.run(small_trial("em")).metrics["nll"]
+
+
+def test_what_a_model_leaves_running_is_killed(server, small_trial):
+    server.run(small_trial("em"))
+    before = psutil.Process().children(recursive=True)
+
+    server.run(small_trial("bad_models:Forker"))
+
+    left = set(psutil.Process().children(recursive=True)) - set(before)
+    assert _wait_until(lambda: not any(map(_alive, left)))
+
+
+def test_threads_are_what_the_trial_says(small_trial):
+    with trial_server(threads=2) as server:
+        one, two = (server.run(small_trial(threads=threads)) for threads in (1, 2))
+
+    assert one.environment["blas_threads"] == 1
+    assert two.environment["blas_threads"] == 2
+
+
+def test_two_trials_in_either_order_give_the_same_metrics(server, small_trial):
+    trials = [small_trial("em", seed=1), small_trial("sklearn-em", seed=1)]
+
+    forth = {trial.id: server.run(trial).metrics["nll"] for trial in trials}
+    back = {trial.id: server.run(trial).metrics["nll"] for trial in reversed(trials)}
+
+    assert forth == back
+
+
+def test_the_trial_dies_with_its_caller(small_trial):
+    child = os.fork()
+    if child == 0:
+        with trial_server(threads=1) as server:
+            server.run(small_trial("bad_models:Sleeper", time_limit=3000.0))
+    descendants = _wait_until(lambda: _sleepers(child))
+
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+    assert _wait_until(lambda: not any(map(_alive, descendants)))
+
+
+def _sleepers(pid):
+    """The server and its child, once the child runs."""
+    found = psutil.Process(pid).children(recursive=True)
+    return found if len(found) >= 2 else []
+
+
+def _alive(process):
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def _wait_until(condition, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return found

@@ -1,0 +1,152 @@
+"""Suites to trials, and every mistake said before anything is run."""
+
+from __future__ import annotations
+
+import pytest
+
+from embench.measuring.plan import customised, load_suite, plan, suites
+from embench.types import InputError, Spec
+
+SUITE = """
+tracks = ["same-start", "default"]
+seeds = 2
+[[datasets]]
+name = "blobs"
+n_features = [2, 3]
+[[models]]
+name = "em"
+covariance_type = ["full", "diag"]
+[[models]]
+name = "sklearn-vb"
+[[models]]
+name = "spec-em"
+tracks = ["same-start"]
+"""
+
+
+@pytest.fixture
+def suite(tmp_path):
+    def make(text=SUITE):
+        path = tmp_path / "mine.toml"
+        path.write_text(text)
+        return load_suite(path)
+
+    return make
+
+
+def test_lists_are_swept_and_tracks_are_kept(suite):
+    trials = plan(suite()).trials
+
+    asked = {(str(t.dataset), str(t.model), t.track, t.seed) for t in trials}
+    assert len(asked) == len(trials) == 2 * 2 * (3 + 3)
+    assert {str(t.model) for t in trials if t.track == "default"} == {
+        "em:covariance_type=full",
+        "em:covariance_type=diag",
+        "sklearn-vb",
+    }
+
+
+def test_a_model_that_cannot_take_a_start_is_left_out_and_named(suite):
+    planned = plan(suite())
+
+    assert planned.left_out == (
+        "sklearn-vb is left out of same-start: it cannot begin at a given mixture",
+    )
+    assert not any(
+        t.model.name == "sklearn-vb" and t.track == "same-start" for t in planned.trials
+    )
+
+
+def test_models_are_interleaved_and_take_turns_in_being_first(suite):
+    trials = [t for t in plan(suite()).trials if t.track == "same-start"]
+
+    first = [next(str(t.model) for t in trials if t.seed == seed) for seed in (0, 1)]
+    assert first[0] != first[1]
+    assert len({str(t.model) for t in trials[:3]}) == 3
+
+
+def test_data_do_not_depend_on_the_model(suite):
+    trials = plan(suite()).trials
+
+    by_data = {(str(t.dataset), t.seed) for t in trials if t.model.name == "em"}
+    assert by_data == {(str(t.dataset), t.seed) for t in trials if t.model.name == "spec-em"}
+
+
+@pytest.mark.parametrize("name", sorted(suites()))
+def test_shipped_suites_can_be_planned(name, tmp_path):
+    (tmp_path / "x.csv").write_text("1,2\n" * 50)
+    data = {"datasets": f"{tmp_path}/x.csv"} if name == "own-data" else {}
+
+    assert plan(customised(load_suite(name), **data, seeds=1)).trials
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"blobs"', '"blobz"', "unknown dataset 'blobz'; did you mean 'blobs'"),
+        ('"em"', '"emm"', "unknown model 'emm'; did you mean 'em'"),
+        ("n_features", "n_featurs", "did you mean 'n_features'"),
+        ("covariance_type", "covariance_typ", "did you mean 'covariance_type'"),
+        ('"full"', '"fulll"', "'covariance_type' parameter"),
+        ("seeds = 2", "seeds = 0", "seeds: Input should be greater than 0, got 0"),
+        ("seeds = 2", "sedes = 2", "unknown key of a suite 'sedes'; did you mean 'seeds'"),
+        ('"default"', '"defualt"', "got 'defualt'"),
+        ("seeds = 2", "seeds = ", "not TOML"),
+        ("[2, 3]", "[0]", "n_features: Input should be greater than 0, got 0"),
+        ('name = "spec-em"', "max_iter = 3", "name: Field required"),
+    ],
+)
+def test_a_mistake_in_a_suite_is_one_line_that_says_what_came(suite, old, new, words):
+    with pytest.raises(InputError) as caught:
+        plan(suite(SUITE.replace(old, new)))
+
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_suite_is_compared_with_those_that_exist():
+    with pytest.raises(InputError, match="did you mean 'quick'"):
+        load_suite("quik")
+
+
+def test_a_suite_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"cannot read the suite .*nowhere\.toml"):
+        load_suite(tmp_path / "nowhere.toml")
+
+
+def test_more_components_than_samples_is_said_before_anything_runs(suite):
+    with pytest.raises(InputError, match="got 10 samples and 20 components"):
+        plan(customised(suite(), datasets="blobs:n_samples=10", n_components=[20]))
+
+
+def test_data_without_a_component_count_need_one(tmp_path):
+    (tmp_path / "x.csv").write_text("1,2\n" * 50)
+    mine = customised(load_suite("quick"), datasets=[Spec(str(tmp_path / "x.csv"))])
+
+    with pytest.raises(InputError, match="--n-components"):
+        plan(mine)
+
+
+def test_n_components_replaces_what_models_and_datasets_say(suite):
+    trials = plan(customised(suite(), n_components=[4, 5])).trials
+
+    assert {t.model.params["n_components"] for t in trials} == {4, 5}
+
+
+def test_a_missing_gpu_is_said_before_anything_runs(suite, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+    with pytest.raises(InputError, match="no CUDA device"):
+        plan(customised(suite(), device="cuda"))
+
+
+def test_the_gpu_is_for_models_that_can_use_it(suite, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+
+    trials = plan(customised(suite(), device="auto")).trials
+
+    assert {(t.model.name, t.device) for t in trials} == {
+        ("em", "cuda"),
+        ("sklearn-vb", "cpu"),
+        ("spec-em", "cpu"),
+    }

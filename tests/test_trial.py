@@ -1,0 +1,150 @@
+"""One trial: same start, paired data, the judge's numbers, a curve that ends where the fit does."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+import embench
+from embench import gaussian
+from embench.measuring.start import starting_mixture
+from embench.measuring.trial import run_trial
+
+BLOBS = ("blobs", {"n_samples": 300, "n_test": 200})
+
+
+@pytest.mark.parametrize("track", ["same-start", "budget", "default"])
+def test_every_track_gives_every_metric_that_exists(small_trial, track):
+    record = run_trial(small_trial(dataset=BLOBS, track=track, time_limit=0.2))
+
+    assert record.status == "ok", record.message
+    assert set(record.metrics) >= {"nll", "excess_nll", "ami", "ari", "fit_seconds", "n_iter"}
+    assert "gpu_peak_memory" not in record.metrics
+    assert record.sizes == {"n_samples": 300, "n_features": 2, "n_components": 3}
+    assert all(np.isfinite(value) for value in record.metrics.values())
+
+
+def test_the_nll_is_the_judges(small_trial):
+    trial = small_trial(dataset=BLOBS, track="default", params={"random_state": 5})
+
+    record = run_trial(trial)
+
+    data = embench.make_dataset(trial.dataset.name, seed=trial.seed, **trial.dataset.params)
+    model = embench.make_model("em", n_components=3, random_state=5).fit(data.X_train)
+    assert record.metrics["nll"] == -gaussian.log_likelihood(model.mixture_, data.X_test)
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "tied", "diag", "spherical"])
+def test_on_same_start_all_models_begin_at_one_mixture(small_trial, covariance_type):
+    params = {"covariance_type": covariance_type}
+    trials = [
+        small_trial("em", params=params, dataset=BLOBS, track="same-start"),
+        small_trial("sklearn-em", params=params, dataset=BLOBS, track="same-start"),
+        small_trial("spec-em", dataset=BLOBS, track="same-start"),
+    ]
+
+    curves = [run_trial(trial).curve for trial in trials]
+
+    assert [curve[0][1] for curve in curves] == [0, 0, 0]
+    np.testing.assert_allclose([curve[0][2] for curve in curves], curves[0][0][2], rtol=1e-12)
+    np.testing.assert_allclose(curves[0][1][2], curves[1][1][2], rtol=1e-9)
+
+
+def test_a_model_that_ignores_the_start_is_found_out(small_trial):
+    record = run_trial(small_trial("bad_models:FalseStarter", dataset=BLOBS, track="same-start"))
+
+    assert record.status == "error"
+    assert "does not begin at the given start" in record.message
+
+
+@pytest.mark.parametrize("model", ["em", "sklearn-em", "spec-em", "sklearn-vb"])
+def test_the_curve_ends_where_the_timed_fit_ends(small_trial, model):
+    record = run_trial(small_trial(model, dataset=BLOBS, track="default"))
+
+    seconds, n_iter, nll = record.curve[-1]
+    assert nll == pytest.approx(record.metrics["nll"], rel=1e-12)
+    assert n_iter == record.metrics["n_iter"]
+    assert 0 < seconds
+    assert [point[0] for point in record.curve] == sorted(point[0] for point in record.curve)
+
+
+def test_the_budget_cuts_a_fit_that_would_go_on(small_trial):
+    trial = small_trial(
+        params={"tol": 0, "max_iter": 10**6}, dataset=BLOBS, track="budget", time_limit=0.3
+    )
+    began = time.perf_counter()
+
+    record = run_trial(trial)
+
+    assert record.status == "ok"
+    assert 0.3 <= record.metrics["fit_seconds"]
+    assert record.metrics["n_iter"] < 10**6
+    assert time.perf_counter() - began < 30
+
+
+def test_float32_data_reach_the_model_as_float32(small_trial):
+    double = run_trial(small_trial(dataset=BLOBS))
+    single = run_trial(small_trial(dataset=BLOBS, dtype="float32"))
+
+    assert single.metrics["nll"] != double.metrics["nll"]
+    assert single.metrics["nll"] == pytest.approx(double.metrics["nll"], abs=1e-4)
+
+
+def test_labels_are_absent_metrics_where_there_are_none(small_trial, tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((60, 2)))
+
+    record = run_trial(
+        small_trial(dataset=(str(tmp_path / "x.npy"), {}), params={"n_components": 2})
+    )
+
+    assert record.status == "ok"
+    assert not {"ami", "ari", "excess_nll"} & set(record.metrics)
+
+
+@pytest.mark.parametrize(
+    "table",
+    {
+        "duplicate rows": np.repeat([[0.0, 1.0], [2.0, 3.0]], 40, axis=0),
+        "a constant column": np.column_stack([np.arange(80.0), np.full(80, 7.0)]),
+        "fewer samples than features": np.random.default_rng(0).standard_normal((10, 30)),
+        "a single point": np.ones((40, 3)),
+        "huge values": 1e150 * np.random.default_rng(0).standard_normal((40, 2)),
+    }.items(),
+    ids=lambda item: item[0],
+)
+@pytest.mark.parametrize("track", ["same-start", "default"])
+@pytest.mark.parametrize("model", ["em", "sklearn-em", "spec-em", "sklearn-vb"])
+def test_hard_data_are_fitted_or_fail_with_a_sentence(small_trial, tmp_path, model, track, table):
+    if (model, track) in {("sklearn-vb", "same-start"), ("spec-em", "default")}:
+        pytest.skip("this model does not take this track")
+    np.save(tmp_path / "x.npy", table[1])
+    data = (str(tmp_path / "x.npy"), {"standardize": False})
+
+    record = run_trial(
+        small_trial(model, dataset=data, params={"n_components": 3}, track=track)
+    )
+
+    assert record.status in {"ok", "diverged", "error"}
+    assert record.status == "ok" or record.message
+    assert all(np.isfinite(value) for value in record.metrics.values())
+
+
+def test_memory_is_that_of_the_fit_alone(small_trial):
+    large = ("blobs", {"n_samples": 40_000, "n_features": 8, "n_test": 10})
+
+    resp = run_trial(small_trial("sklearn-em", dataset=large, params={"n_components": 20}))
+
+    # scikit-learn holds log-responsibilities and their exponentials: 2 x 40,000 x 20 x 8 bytes.
+    assert 2 * 40_000 * 20 * 8 < resp.metrics["peak_memory"] < 20 * 40_000 * 20 * 8
+
+
+def test_the_start_is_the_mixture_it_says(small_trial):
+    X = np.random.default_rng(0).standard_normal((50, 3)) * [1.0, 2.0, 3.0]
+
+    start = starting_mixture(X, 4, np.random.SeedSequence(1))
+
+    assert np.allclose(start.weights, 0.25)
+    assert all(any(np.array_equal(mean, x) for x in X) for mean in start.means)
+    assert np.allclose(start.covariances, X.var(axis=0).mean() * np.eye(3))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,8 +15,16 @@ from embench import __version__, store
 from embench.registry import unknown
 from embench.types import TRACKS, InputError, Record, Spec
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from embench.comparing.compare import Comparison
+
 INTERRUPTED = 130
 RESULTS = Path("results")
+
+STYLES = ("csv", "json", "markdown", "html")
+"""What `embench compare --format` can print."""
 
 
 class UserMistake(click.ClickException):
@@ -127,7 +135,7 @@ def run(
         models=",".join(models) or None,
         datasets=given or None,
         n_components=_counts(n_components),
-        tracks=[track for text in tracks for track in text.split(",")] or None,
+        tracks=_words(tracks),
         **others,
     )
     folder = out or default_folder(suite)
@@ -140,6 +148,79 @@ def run(
         failed = _watch(execute(trials, folder), len(trials), folder)
         click.echo(f"{len(trials) - failed} trials ok, {failed} failed: {folder / store.RECORDS}")
     click.echo(f"next: embench compare {folder}")
+
+
+@main.command()
+@click.argument("runs", nargs=-1, metavar="[RUN]...")
+@click.option("--baseline", metavar="MODEL", help="Compare with this one.  [sklearn-em]")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME",
+    help="Compare only these; several by commas or by repeating.",
+)
+@click.option(
+    "--track", "tracks", multiple=True, metavar="|".join(TRACKS), help="Look only at these."
+)
+@click.option(
+    "--format", "style", type=click.Choice(STYLES), help="Print this and write no report."
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the report.  [report/ in the (last) run]",
+)
+def compare(
+    runs: Sequence[str],
+    baseline: str | None,
+    metrics: Sequence[str],
+    tracks: Sequence[str],
+    style: str | None,
+    out: Path | None,
+) -> None:
+    """Compare the models of RUNs (default: the latest) and write a page with figures.
+
+    A RUN is a folder, or its name below results/. Models are paired by seed.
+    """
+    from embench.comparing.compare import compare
+    from embench.comparing.frames import load
+
+    folders = [_run_folder(run) for run in runs] or [_latest_run()]
+    records = load(folders)
+    found = compare(records, baseline=baseline, metrics=_words(metrics), tracks=_words(tracks))
+    if style:
+        click.echo(_formatted(style, records, found))
+        return
+    _print_comparison(found)
+    page = _written_report(records, found, out or folders[-1] / "report")
+    click.echo(f"\nreport with figures: {page}")
+
+
+@main.command()
+@click.option("--baseline", required=True, metavar="RUN", help="The run to be held against.")
+@click.option("--candidate", required=True, metavar="RUN", help="The run to be judged.")
+def gate(baseline: str, candidate: str) -> None:
+    """Judge a run against an earlier one; the exit code is the verdict.
+
+    \b
+    0  no regression
+    1  time or memory got worse
+    2  quality got worse, or something is missing that was measured before
+    3  inconclusive: the noise leaves it open
+    4  nothing comparable was measured
+    """
+    from embench.comparing.frames import load
+    from embench.comparing.gate import EXIT_CODES, gate
+
+    try:
+        runs = [load(_run_folder(run)) for run in (baseline, candidate)]
+    except InputError as error:
+        click.echo(f"nothing to compare: {error}", err=True)
+        sys.exit(EXIT_CODES["nothing compared"])
+    verdict = gate(*runs)
+    click.echo(str(verdict))
+    sys.exit(verdict.exit_code)
 
 
 @main.command()
@@ -185,6 +266,47 @@ def suites() -> None:
     from embench.measuring.plan import suites
 
     _list(suites())
+
+
+def _formatted(style: str, records: pd.DataFrame, found: Comparison) -> str:
+    """The comparison as one text in one of STYLES."""
+    from embench.reporting import page, text
+
+    if style == "html":
+        return page.html(records, found, page.images(found))
+    return {"csv": text.csv, "json": text.as_json, "markdown": text.markdown}[style](found)
+
+
+def _print_comparison(found: Comparison) -> None:
+    from rich.console import Console
+
+    from embench.reporting.text import terminal
+
+    console = Console(highlight=False)
+    for part in terminal(found):
+        console.print(part)
+
+
+def _written_report(records: pd.DataFrame, found: Comparison, folder: Path) -> Path:
+    from embench.reporting.page import write_report
+
+    try:
+        return write_report(records, found, folder)
+    except OSError as error:
+        raise InputError(
+            f"cannot write the report to {folder}: {error.strerror}; choose another --out"
+        ) from error
+
+
+def _words(texts: Sequence[str]) -> list[str] | None:
+    """Words from an option that may be repeated and may hold several, parted by commas."""
+    return [word for text in texts for word in text.split(",")] or None
+
+
+def _latest_run() -> Path:
+    if not (found := store.runs(RESULTS)):
+        raise InputError(f"no run in {RESULTS}/ yet; start one with: embench run")
+    return found[-1]
 
 
 def _list(lines: Mapping[str, str]) -> None:
@@ -277,3 +399,7 @@ def _run_folder(text: str) -> Path:
             return folder
     known = [folder.name for folder in store.runs(RESULTS)]
     raise unknown("run", text, known)
+
+
+if __name__ == "__main__":
+    main()

@@ -233,7 +233,9 @@ class GaussianMixtureEM(GaussianMixture):
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.as_tensor(np.ascontiguousarray(array, dtype=self.dtype), device=device)
+        # Raveled, because torch refuses the negative strides that a side of length 1 may keep.
+        flat = np.ravel(np.asarray(array, dtype=self.dtype))
+        return torch.as_tensor(flat, device=device).reshape(np.shape(array))
 
     def _estimate_weighted_log_prob(self, X: FloatArray, xp: Any = None) -> FloatArray:
         """Log-joint (n_samples, n_components): what scikit-learn's score and predict build on."""

@@ -1,0 +1,208 @@
+"""What a person types: results on stdout, one line for a mistake, exit codes, no traceback."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from embench import store
+from embench.cli import main
+
+FAST = ["--model", "em,sklearn-em", "--dataset", "iris", "--track", "default", "--seeds", "2"]
+
+
+@pytest.fixture
+def embench(tmp_path, monkeypatch):
+    """Run a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        return CliRunner().invoke(main, [str(a) for a in arguments], prog_name="embench")
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    result = CliRunner().invoke(main, ["run", *FAST, "--out", str(folder)])
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_a_run_says_where_its_records_are_and_what_comes_next(finished_run, embench):
+    result = embench("run", *FAST, "--out", finished_run)
+
+    assert result.exit_code == 0
+    assert f"next: embench compare {finished_run}" in result.output
+    assert "all 4 trials are done" in result.output
+
+
+def test_compare_prints_sentences_and_writes_a_page(finished_run, embench):
+    result = embench("compare", finished_run)
+
+    assert result.exit_code == 0
+    assert "Take " in result.output
+    assert "nan" not in result.output.split()
+    page = finished_run / "report" / "report.html"
+    assert page.stat().st_size > 10_000
+    assert str(page) in result.output.replace("\n", "")
+
+
+@pytest.mark.parametrize("style", ["csv", "json", "markdown", "html"])
+def test_formats_go_to_stdout_alone(finished_run, embench, style):
+    result = embench("compare", finished_run, "--format", style)
+
+    assert result.exit_code == 0
+    if style == "json":
+        assert json.loads(result.stdout)["changes"]
+    if style == "csv":
+        assert result.stdout.startswith("track,dataset,metric,")
+    assert ("<html" in result.stdout) == (style == "html")
+
+
+def test_compare_takes_the_latest_run(embench, finished_run, tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "mine").symlink_to(finished_run)
+
+    assert (
+        embench("compare", "--format", "csv").stdout
+        == embench("compare", "mine", "--format", "csv").stdout
+    )
+
+
+def test_a_run_against_itself_passes_the_gate(finished_run, embench):
+    result = embench("gate", "--baseline", finished_run, "--candidate", finished_run)
+
+    assert (result.exit_code, "0 regressions" in result.output) == (0, True)
+
+
+def test_the_gate_sees_quality_cost_and_nothing(finished_run, embench, tmp_path):
+    def changed(name, **factors):
+        with store.writing(tmp_path / name) as writer:
+            for record in store.read(finished_run):
+                metrics = {k: v * factors.get(k, 1) for k, v in record.metrics.items()}
+                writer.append(type(record)(**{**vars(record), "metrics": metrics}))
+        return tmp_path / name
+
+    codes = [
+        embench("gate", "--baseline", finished_run, "--candidate", run).exit_code
+        for run in (
+            changed("slower", fit_seconds=10.0, cpu_seconds=10.0),
+            changed("worse", nll=1.5, fit_seconds=10.0),
+            tmp_path / "nowhere",
+        )
+    ]
+
+    assert codes == [1, 2, 4]
+
+
+def test_show_finds_a_trial_by_a_part_of_its_id(finished_run, embench):
+    trial = store.read(finished_run)[0].trial
+
+    result = embench("show", trial.id[-8:], "--run", finished_run)
+
+    assert result.exit_code == 0
+    assert trial.id in result.output
+    assert "held-out NLL" in result.output
+
+
+@pytest.mark.parametrize("command", ["models", "datasets", "suites"])
+def test_lists_have_a_line_for_each(embench, command):
+    result = embench(command)
+
+    assert result.exit_code == 0
+    assert all(len(line.split()) > 3 for line in result.output.splitlines())
+
+
+TABLES = {
+    "strings.csv": "a,b\nx,1\ny,2\nz,3\n",
+    "nan.csv": "a,b\n1,\n2,3\n4,5\n",
+    "inf.csv": "a,b\n1,inf\n2,3\n4,5\n",
+    "empty.csv": "",
+    "header.csv": "a,b\n",
+    "few.csv": "a,b\n1,2\n3,4\n5,6\n7,8\n",
+    "good.csv": "a,b,kind\n" + "".join(f"{i},{i * i % 7},k{i % 2}\n" for i in range(40)),
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("run quik", "did you mean 'quick'"),
+        ("run --model emm", "did you mean 'em'"),
+        ("run --model em:n_inti=3", "did you mean 'n_init'"),
+        ("run --model em:max_iter=lots", "'max_iter' parameter"),
+        ("run --model em:n_components=0", "'n_components' parameter"),
+        ("run --model =", "expected NAME:PARAMETER=VALUE"),
+        ("run --dataset blob", "did you mean 'blobs'"),
+        ("run --dataset blobs:n_components=0", "greater than 0, got 0"),
+        ("run --dataset blobs:n_samples=5,n_components=9", "5 samples and 9 components"),
+        ("run --track same-strat", "'same-start'"),
+        ("run --n-components 0", "expected integers >= 1"),
+        ("run --n-components two", "expected integers >= 1 like 2,3,5, got 'two'"),
+        ("run --seeds 0", "--seeds"),
+        ("run --device gpu", "--device"),
+        ("run --label kind", "name a file"),
+        ("run --data nowhere.csv", "cannot read nowhere.csv: No such file"),
+        ("run --data strings.csv", "column 'a' holds 'x', expected numbers"),
+        ("run --data nan.csv", "got nan in column 'b' of sample 1"),
+        ("run --data inf.csv", "got inf in column 'b' of sample 1"),
+        ("run --data empty.csv", "empty file"),
+        ("run --data header.csv", "empty table"),
+        ("run --data few.csv", "3 samples and 4 components"),
+        ("run --data good.csv --label king", "did you mean 'kind'"),
+        ("run --data flat.npy", "got shape (9,)"),
+        ("run --data notes.txt", "unknown dataset 'notes.txt'"),
+        ("compare nowhere", "unknown run 'nowhere'"),
+        ("compare", "no run in results/ yet"),
+        ("show em-iris", "unknown trial"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_exit_code_2(embench, tmp_path, arguments, words):
+    for name, text in TABLES.items():
+        (tmp_path / name).write_text(text)
+    np.save(tmp_path / "flat.npy", np.arange(9.0))
+
+    result = embench(*arguments.split())
+
+    assert result.exit_code == 2, result.output
+    assert words in result.stderr
+    assert "Traceback" not in result.output
+    assert len([line for line in result.stderr.splitlines() if line.startswith("Error")]) == 1
+
+
+def test_a_metric_or_baseline_that_is_not_there_is_a_mistake(finished_run, embench):
+    metric = embench("compare", finished_run, "--metric", "nlll")
+    baseline = embench("compare", finished_run, "--baseline", "sklearn-me")
+
+    assert (metric.exit_code, baseline.exit_code) == (2, 2)
+    assert "did you mean 'nll'" in metric.stderr
+    assert "did you mean 'sklearn-em'" in baseline.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_a_mistake(embench, tmp_path):
+    (tmp_path / "taken").write_text("")
+
+    result = embench("run", *FAST, "--out", tmp_path / "taken" / "below")
+
+    assert result.exit_code == 2
+    assert "cannot write to" in result.stderr
+
+
+def test_your_own_file_ends_in_a_recommendation(embench, tmp_path):
+    rng = np.random.default_rng(0)
+    kind = rng.integers(0, 2, 80)
+    X = rng.normal(5.0 * kind[:, None], 1.0, (80, 2))
+    pd.DataFrame({"x": X[:, 0], "y": X[:, 1], "kind": kind}).to_parquet(tmp_path / "my.parquet")
+
+    ran = embench("run", "--data", "my.parquet", "--label", "kind", "--n-components", "1,2",
+                  "--model", "em", "--seeds", "2", "--out", "mine")  # fmt: skip
+    compared = embench("compare", "mine")
+
+    assert ran.exit_code == compared.exit_code == 0, ran.output
+    assert "Take em:n_components=2" in compared.output

@@ -1,0 +1,113 @@
+"""A run from Python and killed from outside: nothing finished is lost, the rest resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import embench
+from embench import store
+from embench.measuring import run as running
+from embench.measuring.plan import customised, load_suite, plan
+from embench.measuring.run import execute, remaining
+from embench.types import InputError
+
+ASKED = {"models": "em,spec-em", "datasets": "iris", "tracks": ["same-start"], "seeds": 2}
+
+
+@pytest.fixture
+def trials():
+    return plan(customised(load_suite("quick"), **ASKED)).trials
+
+
+def test_run_gives_a_row_per_trial_and_leaves_them_on_the_disk(tmp_path):
+    frame = embench.run("quick", **ASKED, out=tmp_path, isolation="none")
+
+    assert len(frame) == len(store.read(tmp_path)) == 4
+    assert set(frame["status"]) == {"ok"}
+    assert set(frame["model"]) == {"em", "spec-em"}
+
+
+def test_the_same_call_resumes_and_runs_nothing_twice(tmp_path, monkeypatch):
+    first = embench.run("quick", **ASKED, out=tmp_path, isolation="none")
+    monkeypatch.setattr(running, "run_trial", lambda trial: pytest.fail("ran again"))
+
+    second = embench.run("quick", **ASKED, out=tmp_path, isolation="none")
+
+    assert first.equals(second)
+
+
+def test_a_failed_trial_is_tried_again_and_the_new_record_counts(tmp_path, trials):
+    bad = store.Record(trial=trials[0], status="crashed", message="a cosmic ray")
+    with store.writing(tmp_path) as writer:
+        writer.append(bad)
+
+    todo = remaining(trials, tmp_path)
+    for _ in execute(todo, tmp_path, isolation="none"):
+        pass
+
+    assert todo == list(trials)
+    assert {record.status for record in store.latest(store.read(tmp_path))} == {"ok"}
+
+
+def test_isolated_and_not_the_numbers_are_the_same(tmp_path, trials):
+    alone = [r.metrics["nll"] for r in execute(trials, tmp_path / "a", isolation="trial")]
+    together = [r.metrics["nll"] for r in execute(trials, tmp_path / "b", isolation="none")]
+
+    assert alone == together
+
+
+def test_new_code_is_measured_anew(tmp_path, trials, monkeypatch):
+    for _ in execute(trials[:1], tmp_path, isolation="none"):
+        pass
+    monkeypatch.setattr("embench.models.em.GaussianMixtureEM.version", "another")
+
+    fresh = plan(customised(load_suite("quick"), **ASKED)).trials
+
+    assert len(remaining(fresh, tmp_path)) == len(fresh)
+
+
+def test_global_random_state_is_not_touched(tmp_path):
+    import numpy as np
+    import torch
+
+    before = np.random.get_state()[1].copy(), torch.get_rng_state().clone()  # noqa: NPY002
+
+    embench.run("quick", **ASKED, out=tmp_path, isolation="none")
+
+    assert np.array_equal(np.random.get_state()[1], before[0])  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
+def test_a_broken_suite_leaves_no_folder_behind(tmp_path):
+    with pytest.raises(InputError, match="did you mean"):
+        embench.run("quick", models="emm", out=tmp_path / "run")
+
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_killed_half_way_nothing_is_lost_and_the_rest_resumes(tmp_path, blow):
+    command = [sys.executable, "-m", "embench.cli", "run", "--dataset", "iris", "--seeds", "4"]
+    command += ["--model", "em,sklearn-em", "--track", "default", "--out", str(tmp_path)]
+    path = tmp_path / store.RECORDS
+
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not path.exists() or path.read_bytes().count(b"\n") < 2:
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.01)
+    os.kill(process.pid, blow)
+    process.wait()
+    kept = [json.loads(line)["id"] for line in path.read_bytes().splitlines(keepends=True)[:2]]
+    resumed = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    ids = [record.trial.id for record in store.read(tmp_path)]
+    assert "are done)" in resumed.stderr
+    assert len(ids) == len(set(ids)) == 8
+    assert ids[:2] == kept

@@ -191,6 +191,19 @@ def test_failures_are_listed_with_status_and_first_message() -> None:
     assert "5 trials timeout: seed 0" in str(comparison)
 
 
+def test_what_finished_trials_said_is_noted() -> None:
+    records = [
+        replace(r, message="not converged") if model(r) == "em" and r.trial.seed > 1 else r
+        for r in one_table()
+    ]
+
+    comparison = compare(frame(records))
+
+    assert comparison.notes == (
+        "em (default): 3 of 5 finished trials left a message, the first: not converged",
+    )
+
+
 def test_excess_is_over_the_truth_or_else_over_the_best_of_the_same_seed() -> None:
     records = make_records()
 
@@ -232,8 +245,26 @@ def test_several_devices_and_versions_become_part_of_the_label() -> None:
         "sklearn-em [cpu float64]",
         "sklearn-em [cuda float32]",
     }
-    assert {change.baseline for change in by_device.changes} == {"sklearn-em [cpu float64]"}
+    assert {(change.candidate, change.baseline) for change in by_device.changes} == {
+        ("em [cpu float64]", "sklearn-em [cpu float64]"),
+        ("em [cuda float32]", "sklearn-em [cuda float32]"),
+    }
     assert {"em (version )", "em (version 2)"} < set(by_version.summary["model"])
+
+
+def test_a_model_is_compared_with_the_baseline_most_like_it() -> None:
+    models = [f"{name}:n_components={k}" for name in ("em", "sklearn-em") for k in (2, 3)]
+    records = one_table(models=models)
+
+    usual = compare(frame(records))
+    asked = compare(frame(records), baseline="sklearn-em:n_components=2")
+
+    assert {(change.candidate, change.baseline) for change in usual.changes} == {
+        ("em:n_components=2", "sklearn-em:n_components=2"),
+        ("em:n_components=3", "sklearn-em:n_components=3"),
+    }
+    assert {change.baseline for change in asked.changes} == {"sklearn-em:n_components=2"}
+    assert len({change.candidate for change in asked.changes}) == 3
 
 
 def test_without_sklearn_em_the_first_name_is_the_baseline() -> None:

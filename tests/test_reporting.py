@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +22,10 @@ from embench.reporting import text
 from embench.reporting.page import provenance, write_report
 from embench.reporting.plots import MAX_PANELS, figures
 
-from .synthetic_records import DATASETS, SPEED, failed, frame, make_records
+from .synthetic_records import SPEED, USUAL, failed, frame, make_records
+
+SWEEP = "blobs:n_features=8,n_components=3"
+"""With the usual blobs, one more size of n_features and one more of n_components."""
 
 HOSTILE = "<script>alert('x')</script> | [bold]nothing[/bold]\nsecond line"
 
@@ -28,7 +33,7 @@ HOSTILE = "<script>alert('x')</script> | [bold]nothing[/bold]\nsecond line"
 @pytest.fixture(scope="module")
 def comparison() -> Comparison:
     """Two tracks, sweeps, a dataset without truth, and a failure with a hostile message."""
-    records = make_records(datasets=list(DATASETS), n_seeds=3)
+    records = make_records(datasets=[*USUAL, SWEEP], n_seeds=3)
     return compare(frame([failed(records[0], "error", HOSTILE), *records[1:]]))
 
 
@@ -41,7 +46,10 @@ def page(comparison, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def drawn(comparison):
-    return figures(comparison)
+    found = figures(comparison)
+    for figure in found.values():
+        figure.draw_without_rendering()
+    return found
 
 
 def printed(comparison: Comparison, width: int) -> str:
@@ -88,6 +96,27 @@ def test_the_terminal_stays_within_its_width(comparison, width) -> None:
     assert any("em:covariance_type=diag" in line for line in lines)
     # Labels and messages hold brackets, which rich would otherwise take for markup.
     assert any("[bold]" in line for line in lines)
+
+
+def test_labels_with_brackets_are_printed_whole() -> None:
+    cpu = make_records(datasets=["iris"], tracks=["default"], models=["em"])
+    gpu = [replace(r, trial=replace(r.trial, device="cuda")) for r in cpu]
+
+    found = printed(compare(frame([*cpu, *gpu])), 80)
+
+    assert found.count("em [cpu]") >= 2
+    assert any(line.startswith(("1", "2")) and "em [cuda]" in line for line in found.splitlines())
+
+
+def test_the_page_of_a_record_tells_everything() -> None:
+    record = failed(make_records(n_seeds=1)[0], "timeout", "cut off after 60 s")
+
+    page = text.record_page(record)
+
+    assert record.trial.id in page
+    assert "timeout: cut off by the clock" in page
+    assert "cut off after 60 s" in page
+    assert "Synthetic 9000" in page
 
 
 def test_the_page_escapes_what_others_wrote(comparison, page) -> None:
@@ -176,7 +205,6 @@ def test_figures_without_data_are_left_out() -> None:
 
 def test_every_axis_has_a_label_and_no_text_is_cut(drawn) -> None:
     for figure in drawn.values():
-        figure.draw_without_rendering()
         frame_box = figure.bbox.padded(1)
         for axis in figure.axes:
             assert axis.get_xlabel()
@@ -186,6 +214,17 @@ def test_every_axis_has_a_label_and_no_text_is_cut(drawn) -> None:
             assert box.x1 <= frame_box.x1
             assert frame_box.y0 <= box.y0
             assert box.y1 <= frame_box.y1
+
+
+def test_tick_labels_do_not_touch(drawn) -> None:
+    for name, figure in drawn.items():
+        for axis in figure.axes:
+            low, high = axis.get_xlim()
+            ticks = zip(axis.get_xticks(), axis.get_xticklabels(), strict=True)
+            boxes = [label.get_window_extent() for at, label in ticks if low <= at <= high]
+            assert len(boxes) >= 2, name
+            for left, right in pairwise(sorted(boxes, key=lambda box: box.x0)):
+                assert left.x1 < right.x0, name
 
 
 def test_a_model_has_one_colour_in_all_figures(drawn) -> None:

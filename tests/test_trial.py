@@ -66,7 +66,7 @@ def test_the_curve_ends_where_the_timed_fit_ends(small_trial, model):
     seconds, n_iter, nll = record.curve[-1]
     assert nll == pytest.approx(record.metrics["nll"], rel=1e-12)
     assert n_iter == record.metrics["n_iter"]
-    assert 0 < seconds
+    assert seconds > 0
     assert [point[0] for point in record.curve] == sorted(point[0] for point in record.curve)
 
 
@@ -79,7 +79,7 @@ def test_the_budget_cuts_a_fit_that_would_go_on(small_trial):
     record = run_trial(trial)
 
     assert record.status == "ok"
-    assert 0.3 <= record.metrics["fit_seconds"]
+    assert record.metrics["fit_seconds"] >= 0.3
     assert record.metrics["n_iter"] < 10**6
     assert time.perf_counter() - began < 30
 
@@ -114,17 +114,22 @@ def test_labels_are_absent_metrics_where_there_are_none(small_trial, tmp_path):
     }.items(),
     ids=lambda item: item[0],
 )
-@pytest.mark.parametrize("track", ["same-start", "default"])
-@pytest.mark.parametrize("model", ["em", "sklearn-em", "spec-em", "sklearn-vb"])
+@pytest.mark.parametrize(
+    ("model", "track"),
+    [
+        ("em", "same-start"),
+        ("em", "default"),
+        ("sklearn-em", "same-start"),
+        ("sklearn-em", "default"),
+        ("spec-em", "same-start"),
+        ("sklearn-vb", "default"),
+    ],
+)
 def test_hard_data_are_fitted_or_fail_with_a_sentence(small_trial, tmp_path, model, track, table):
-    if (model, track) in {("sklearn-vb", "same-start"), ("spec-em", "default")}:
-        pytest.skip("this model does not take this track")
     np.save(tmp_path / "x.npy", table[1])
     data = (str(tmp_path / "x.npy"), {"standardize": False})
 
-    record = run_trial(
-        small_trial(model, dataset=data, params={"n_components": 3}, track=track)
-    )
+    record = run_trial(small_trial(model, dataset=data, params={"n_components": 3}, track=track))
 
     assert record.status in {"ok", "diverged", "error"}
     assert record.status == "ok" or record.message

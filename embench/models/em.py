@@ -177,7 +177,8 @@ class GaussianMixtureEM(GaussianMixture):
             for run in self._iterate(X, before=self.lower_bound_ if resumed else -np.inf):
                 shown = best if best and best.lower_bound >= run.lower_bound else run
                 self._expose(shown)
-                yield done + run.n_iter
+                if run.n_iter or not restart:
+                    yield done + run.n_iter
             self._print_verbose_msg_init_end(run.lower_bound, run.converged)
             best, done = shown, done + run.n_iter
         if not self.converged_ and self.max_iter > 0:
@@ -233,8 +234,9 @@ class GaussianMixtureEM(GaussianMixture):
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        # Raveled, because torch refuses the negative strides that a side of length 1 may keep.
-        flat = np.ravel(np.asarray(array, dtype=self.dtype))
+        # torch refuses the negative strides that a side of length 1 may keep, and dislikes
+        # memory that it may not write: raveling mends the one, "W" copies where there is the other.
+        flat = np.require(np.ravel(array), dtype=self.dtype, requirements="W")
         return torch.as_tensor(flat, device=device).reshape(np.shape(array))
 
     def _estimate_weighted_log_prob(self, X: FloatArray, xp: Any = None) -> FloatArray:

@@ -289,5 +289,7 @@ def _chunks(X: Tensor, parameters: Parameters) -> Iterator[Tensor]:
 
 
 def _add_to_diagonal(matrices: Tensor, value: float) -> Tensor:
-    matrices.diagonal(dim1=-2, dim2=-1).add_(value)
-    return matrices
+    """The matrices with a value added, symmetric to the last bit: products of floats are not."""
+    symmetric = (matrices + matrices.mT) / 2
+    symmetric.diagonal(dim1=-2, dim2=-1).add_(value)
+    return symmetric

@@ -1,0 +1,249 @@
+"""Compare models on the same data by the same seeds: what `embench.compare` returns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+
+import pandas as pd
+
+from embench.comparing import tables
+from embench.comparing.change import Change, change
+from embench.comparing.frames import CELL, Runs, by_label, load, metric_values, natural, ok, tidy
+from embench.comparing.stats import Interval, geometric_mean_interval
+from embench.comparing.summary import summarise
+from embench.metrics import METRICS
+from embench.registry import unknown
+from embench.types import Spec
+
+DEFAULT_BASELINE = "sklearn-em"
+SAME_CHANGE = {"excess_nll": "nll"}
+"""The excess differs from the NLL by what all models of a pair share: one comparison will do."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Trials of one model on one dataset that ended in one status other than ok."""
+
+    track: str
+    dataset: str
+    model: str
+    status: str
+    count: int = field(kw_only=True)
+    message: str = field(kw_only=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overall:
+    """One candidate against one baseline over all datasets of a track.
+
+    ``time_ratio`` is the geometric mean over datasets of candidate / baseline fit time, with an
+    interval over datasets, or None where no time was compared; ``nll`` counts the datasets by
+    verdict on held-out NLL.
+    """
+
+    track: str
+    baseline: str
+    candidate: str
+    n_datasets: int
+    time_ratio: Interval | None
+    nll: Mapping[str, int]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Comparison:
+    """What runs say about their models; the tracks are never mixed.
+
+    ``changes``: one per track, dataset, metric and candidate. ``summary``: one row per track,
+    dataset and model, in order of rank (see `summarise`). ``records``: the tidy table behind it.
+    """
+
+    changes: tuple[Change, ...]
+    summary: pd.DataFrame
+    overall: tuple[Overall, ...]
+    failures: tuple[Failure, ...]
+    notes: tuple[str, ...]
+    records: pd.DataFrame
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per change: names, n_pairs, both values, estimate, low, high, verdict."""
+        columns = [name for name in Change.__dataclass_fields__ if name != "interval"]
+        at = columns.index("verdict")
+        columns[at:at] = ["estimate", "low", "high"]
+        rows = [{**asdict(item), **asdict(item.interval)} for item in self.changes]
+        return pd.DataFrame(rows, columns=columns)
+
+    def tables(self) -> list[tuple[str, str]]:
+        """Every (track, dataset) that was measured, in order."""
+        found = self.summary[["track", "dataset"]].drop_duplicates()
+        return list(found.itertuples(index=False, name=None))
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __str__(self) -> str:
+        return tables.plain(self)
+
+    def _repr_html_(self) -> str:
+        return tables.html(self)
+
+
+def compare(
+    runs: Runs,
+    *,
+    baseline: str | None = None,
+    metrics: Iterable[str] | None = None,
+    tracks: Iterable[str] | None = None,
+) -> Comparison:
+    """Compare every model with a baseline, by dataset and seed, each track by itself.
+
+    Args:
+        runs: A frame with one row per trial, a run's folder, or several of either.
+        baseline: A model of these runs; by default ``sklearn-em`` where it was measured, and
+            otherwise the first model by name. A name without parameters stands for all models of
+            that name: each other model is compared with the one most like it in parameters.
+        metrics: Names of METRICS to compare; by default all that were measured.
+        tracks: Names of TRACKS to look at; by default all that were measured.
+
+    Returns:
+        A comparison that prints itself. Without a single finished trial it has no changes and
+        says so.
+
+    Raises:
+        InputError: The baseline, a metric or a track is unknown, or a folder holds no run.
+    """
+    frame, notes = tidy(load(runs), tracks)
+    chosen = _chosen(metrics)
+    if baseline is not None and len(frame) and not _matching(frame, baseline):
+        raise unknown("baseline", baseline, sorted(frame["label"].unique(), key=natural))
+    changes: list[Change] = []
+    for names, rows in frame.groupby(["track", "dataset"], sort=False) if len(frame) else ():
+        against, note = _baselines(rows, baseline)
+        notes += [f"{names[1]} ({names[0]}): {note}"] if note else []
+        changes += _changes(rows, against, chosen) if against else []
+    return Comparison(
+        changes=tuple(changes),
+        summary=summarise(frame),
+        overall=tuple(_overall(changes)),
+        failures=tuple(_failures(frame)),
+        notes=(*notes, *_remarks(frame)),
+        records=frame,
+    )
+
+
+def _chosen(metrics: Iterable[str] | None) -> list[str]:
+    """The metrics to compare, in the order of their table."""
+    if metrics is None:
+        return [name for name in METRICS if name not in SAME_CHANGE]
+    asked = list(metrics)
+    for name in asked:
+        if name not in METRICS:
+            raise unknown("metric", name, METRICS)
+    return [name for name in METRICS if name in asked]
+
+
+def _matching(rows: pd.DataFrame, model: str) -> list[str]:
+    """The labels that are this text, or whose model is this text, or else has this name."""
+    name = rows["model"].str.split(":").str[0]
+    for match in (rows["label"] == model, rows["model"] == model, name == model):
+        if match.any():
+            return list(rows.loc[match, "label"].unique())
+    return []
+
+
+def _baselines(rows: pd.DataFrame, asked: str | None) -> tuple[list[str], str]:
+    """The labels to compare with, and a note if they are not what a reader expects."""
+    finished = ok(rows)
+    if finished.empty:
+        return [], "no trial finished"
+    wanted = asked or DEFAULT_BASELINE
+    if found := _matching(finished, wanted):
+        return found, ""
+    if asked:
+        return [], f"no finished trial of the baseline {asked}, so nothing to compare with"
+    first = str(finished["label"].iloc[0])
+    failed = bool(_matching(rows, wanted))
+    return [first], f"{wanted} did not finish, so {first} is the baseline" if failed else ""
+
+
+def _changes(rows: pd.DataFrame, baselines: list[str], metrics: list[str]) -> list[Change]:
+    """Each other model of one track and dataset against its baseline, in each metric."""
+    labelled = by_label(rows)
+    against = {label: labelled.pop(label) for label in baselines}
+    found = []
+    for label, new in labelled.items():
+        baseline = _most_like(new, against)
+        for metric in metrics:
+            old_values, new_values = (metric_values(side, metric) for side in (baseline, new))
+            found.append(
+                change(
+                    METRICS[metric],
+                    old_values,
+                    new_values,
+                    baseline=str(baseline["label"].iloc[0]),
+                    candidate=label,
+                    track=str(new["track"].iloc[0]),
+                    dataset=str(new["dataset"].iloc[0]),
+                )
+            )
+    return [item for item in found if item is not None]
+
+
+def _most_like(candidate: pd.DataFrame, baselines: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The baseline that shares most parameters and settings with a candidate, else the first."""
+    own = _settings(candidate)
+    return max(baselines.values(), key=lambda rows: len(own & _settings(rows)))
+
+
+def _settings(rows: pd.DataFrame) -> set[tuple[str, str]]:
+    """Parameters, device, dtype and threads of a labelled model, as text."""
+    first = rows.iloc[0]
+    params = Spec.parse(first["model"])[0].params.items()
+    run = ((name, first[name]) for name in ("device", "dtype", "threads"))
+    return {(name, str(value)) for name, value in (*params, *run)}
+
+
+def _overall(changes: Iterable[Change]) -> list[Overall]:
+    """One line per track, baseline and candidate."""
+    groups: dict[tuple[str, str, str], list[Change]] = {}
+    for item in changes:
+        groups.setdefault((item.track, item.baseline, item.candidate), []).append(item)
+    return [_over_datasets(*names, items) for names, items in groups.items()]
+
+
+def _over_datasets(track: str, baseline: str, candidate: str, items: list[Change]) -> Overall:
+    ratios = [item.interval.estimate for item in items if item.metric == "fit_seconds"]
+    return Overall(
+        track=track,
+        baseline=baseline,
+        candidate=candidate,
+        n_datasets=len({item.dataset for item in items}),
+        time_ratio=geometric_mean_interval(ratios) if ratios else None,
+        nll=dict(Counter(item.verdict for item in items if item.metric == "nll")),
+    )
+
+
+def _failures(frame: pd.DataFrame) -> list[Failure]:
+    """Every trial that is not ok, counted by model, dataset and status."""
+    if frame.empty:
+        return []
+    failed = frame[frame["status"] != "ok"].groupby([*CELL, "status"], sort=False)
+    return [
+        Failure(*map(str, names), count=len(rows), message=str(rows["message"].iloc[0]))
+        for names, rows in failed
+    ]
+
+
+def _remarks(frame: pd.DataFrame) -> list[str]:
+    """What finished trials said, such as not to have converged: one line per model and track."""
+    finished = ok(frame)
+    if finished.empty:
+        return []
+    lines = []
+    for (track, label), rows in finished.groupby(["track", "label"], sort=False):
+        said = rows.loc[rows["message"] != "", "message"]
+        if len(said):
+            count = f"{len(said)} of {len(rows)} finished trials"
+            lines.append(f"{label} ({track}): {count} left a message, the first: {said.iloc[0]}")
+    return lines

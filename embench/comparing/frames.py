@@ -1,0 +1,173 @@
+"""From runs on disk to one tidy table: one row per trial, labelled and ordered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from embench import store
+from embench.registry import unknown
+from embench.types import TRACKS
+
+CELL = ["track", "dataset", "label"]
+"""What is compared over seeds: one labelled model on one dataset in one track."""
+
+TRUTH, BEST = "the truth", "the best of these runs"
+"""What an excess NLL can be measured over."""
+
+Runs = pd.DataFrame | str | Path | Iterable[pd.DataFrame | str | Path]
+
+
+def load(runs: Runs) -> pd.DataFrame:
+    """The rows of `store.frame` for a run's folder, a frame, or several of either, in this order.
+
+    Raises:
+        InputError: A folder holds no run, or an unreadable one.
+    """
+    many = [runs] if isinstance(runs, pd.DataFrame | str | Path) else list(runs)
+    frames = [frame for frame in map(_load, many) if len(frame)]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def tidy(
+    frame: pd.DataFrame, tracks: Iterable[str] | None = None
+) -> tuple[pd.DataFrame, list[str]]:
+    """One row per trial, in an order that does not depend on that of the records.
+
+    Adds ``label`` (the model's text, with its version, device, dtype, threads and budget where
+    the table has several), ``excess_nll`` where it is missing, and ``reference``: what the excess
+    is measured over.
+
+    Returns:
+        The table, and notes on what was set aside.
+
+    Raises:
+        InputError: There is no such track.
+    """
+    for track in tracks or ():
+        if track not in TRACKS:
+            raise unknown("track", track, TRACKS)
+    if frame.empty:
+        return frame, []
+    if tracks is not None:
+        frame = frame[frame["track"].isin(list(tracks))]
+    # By what a reader can tell apart: an old time limit must not count as another seed.
+    frame, notes = _last_of_each(_with_labels(frame), [*CELL, "seed"])
+    return _with_excess(_in_order(frame)).reset_index(drop=True), notes
+
+
+def same_cells(*frames: pd.DataFrame) -> list[pd.DataFrame]:
+    """Several runs in tidy form, with one label for the same model and settings in all of them.
+
+    A model's version is no part of these labels: a gate asks what a new version did.
+    """
+    both = [frame.assign(side=side) for side, frame in enumerate(frames) if len(frame)]
+    if not both:
+        return [pd.DataFrame() for _ in frames]
+    table = pd.concat(both, ignore_index=True)
+    table = _in_order(table.assign(label=table["model"] + _settings(table)))
+    table = table.drop_duplicates(["side", *CELL, "seed"], keep="last")
+    return [table[table["side"] == side] for side in range(len(frames))]
+
+
+def ok(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of trials that finished and were judged."""
+    return frame[frame["status"] == "ok"] if len(frame) else frame
+
+
+def metric_values(frame: pd.DataFrame, metric: str) -> pd.Series:
+    """A metric's values by seed, over the ok trials that have it."""
+    rows = ok(frame)
+    if metric not in rows:
+        return pd.Series(dtype=float)
+    return rows.set_index("seed")[metric].dropna().astype(float)
+
+
+def by_label(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each labelled model, in the order of the table."""
+    return {str(label): rows for label, rows in frame.groupby("label", sort=False)}
+
+
+def natural(text: str) -> list[Any]:
+    """A sorting key that reads numbers as numbers.
+
+    >>> sorted(["n=16", "n=2", "m"], key=natural)
+    ['m', 'n=2', 'n=16']
+    """
+    pieces = re.split(r"(\d+)", text)
+    return [int(piece) if piece.isdigit() else piece for piece in pieces]
+
+
+def _load(run: pd.DataFrame | str | Path) -> pd.DataFrame:
+    if isinstance(run, pd.DataFrame):
+        return run
+    return store.frame(store.read(Path(run)), run=Path(run).name)
+
+
+def _last_of_each(frame: pd.DataFrame, key: list[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Each trial once: the record that was written last counts, and a note says so."""
+    again = frame.duplicated(key, keep="last")
+    if not again.any():
+        return frame, []
+    count = len(frame.loc[again].drop_duplicates(key))
+    trials = "1 trial" if count == 1 else f"{count} trials"
+    return frame[~again], [f"{trials} measured more than once: the last record of each counts"]
+
+
+def _with_labels(frame: pd.DataFrame) -> pd.DataFrame:
+    """Labels that tell apart whatever must not be averaged over."""
+    label = _versioned(frame, "model") + _settings(frame)
+    return frame.assign(dataset=_versioned(frame, "dataset"), label=label)
+
+
+def _settings(frame: pd.DataFrame) -> pd.Series:
+    """The settings that the table has several of, in brackets."""
+    texts = {
+        "device": frame["device"],
+        "dtype": frame["dtype"],
+        "threads": frame["threads"].map("{} threads".format),
+        "budget": frame["time_limit"].map("{:g} s".format).where(frame["track"] == "budget", ""),
+    }
+    suffix = pd.Series("", index=frame.index)
+    for text in texts.values():
+        if text[text != ""].nunique() > 1:
+            suffix += " " + text
+    return suffix.str.split().str.join(" ").map(lambda text: f" [{text}]" if text else "")
+
+
+def _versioned(frame: pd.DataFrame, noun: str) -> pd.Series:
+    """The text of a dataset or model, with its version where the table has several of it."""
+    version = frame[f"{noun}_version"].astype(str)
+    several = version.groupby(frame[noun]).transform("nunique") > 1
+    return frame[noun].where(~several, frame[noun] + " (version " + version + ")")
+
+
+def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """By track, dataset, label and seed."""
+    tracks = list(TRACKS)
+    keys = [
+        (tracks.index(track), natural(dataset), natural(label), seed)
+        for track, dataset, label, seed in zip(
+            *(frame[name] for name in [*CELL, "seed"]), strict=True
+        )
+    ]
+    return frame.iloc[sorted(range(len(keys)), key=keys.__getitem__)]
+
+
+def _with_excess(frame: pd.DataFrame) -> pd.DataFrame:
+    """Excess NLL over the truth, or over the best of these runs where no truth is known."""
+    if "nll" not in frame:
+        return frame.assign(reference="")
+    finished = frame.where(frame["status"] == "ok")
+    best = finished["nll"].groupby([frame["dataset"], frame["seed"]]).transform("min")
+    known = finished["excess_nll"] if "excess_nll" in frame else finished["nll"] * float("nan")
+    # One reference per dataset: a mean over two kinds of excess would mean nothing.
+    missing = (finished["nll"].notna() & known.isna()).groupby(frame["dataset"]).transform("any")
+    return frame.assign(
+        excess_nll=known.where(~missing, finished["nll"] - best),
+        reference=pd.Series(TRUTH, index=frame.index).where(~missing, BEST),
+    )

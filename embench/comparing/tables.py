@@ -1,0 +1,201 @@
+"""A comparison as tables of text: what terminal, Markdown, HTML and notebook draw alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from embench.comparing import words
+from embench.comparing.change import Change
+from embench.comparing.frames import BEST
+from embench.comparing.words import change_text, quantity
+from embench.metrics import METRICS
+from embench.types import TRACKS
+
+if TYPE_CHECKING:
+    from embench.comparing.compare import Comparison
+
+MAIN_METRICS = ("nll", "excess_nll", "ami", "fit_seconds", "peak_memory")
+"""What a narrow table shows."""
+
+NOTHING = "Nothing to compare: no trial finished."
+LEGEND = "↓ lower is better, ↑ higher is better; ± is the standard deviation over seeds."
+
+
+def summary_table(
+    comparison: Comparison,
+    track: str,
+    dataset: str,
+    metrics: Iterable[str] = tuple(METRICS),
+    stddevs: bool = True,
+) -> pd.DataFrame:
+    """The models of a table in order of rank, as text; without empty columns."""
+    rows = rows_of(comparison.summary, track, dataset)
+    table = {
+        "#": [str(rank) for rank in rows["rank"]],
+        "model": list(rows["model"]),
+        "seeds": [
+            f"{ok} of {planned}" for ok, planned in zip(rows["ok"], rows["planned"], strict=True)
+        ],
+    }
+    for name in metrics:
+        if name in rows and rows[name].notna().any():
+            metric = METRICS[name]
+            known = stddevs and f"{name}_std" in rows
+            deviations = rows[f"{name}_std"] if known else [None] * len(rows)
+            pairs = zip(rows[name], deviations, strict=True)
+            cells = [words.with_stddev(*pair, metric.unit) for pair in pairs]
+            table[_heading(name)] = [cell.removesuffix(" nat") for cell in cells]
+    return pd.DataFrame(table)
+
+
+def changes_table(comparison: Comparison, track: str, dataset: str) -> pd.DataFrame:
+    """Every change of a table against its baseline, all cells as text."""
+    found = changes_of(comparison, track, dataset)
+    return pd.DataFrame(
+        [
+            {
+                "model": item.candidate,
+                "metric": METRICS[item.metric].title,
+                "better": METRICS[item.metric].better,
+                "baseline": quantity(item.baseline_value, METRICS[item.metric].unit),
+                "value": quantity(item.candidate_value, METRICS[item.metric].unit),
+                "change [95 % interval]": change_text(item),
+                "pairs": str(item.n_pairs),
+                "verdict": item.verdict,
+            }
+            for item in found
+        ]
+    )
+
+
+def failures_table(comparison: Comparison) -> pd.DataFrame:
+    """Every trial that did not finish, all cells as text."""
+    return pd.DataFrame(
+        [
+            {
+                "model": item.model,
+                "dataset": item.dataset,
+                "track": item.track,
+                "trials": str(item.count),
+                "status": item.status,
+                "message": item.message,
+            }
+            for item in comparison.failures
+        ]
+    )
+
+
+def sentences(comparison: Comparison, track: str, dataset: str) -> list[str]:
+    """One sentence per candidate of a table."""
+    groups: dict[str, list[Change]] = {}
+    for item in changes_of(comparison, track, dataset):
+        groups.setdefault(item.candidate, []).append(item)
+    return [words.sentence(group) for group in groups.values()]
+
+
+def recommendation(comparison: Comparison, track: str, dataset: str) -> str:
+    """Which model to take, in one sentence; empty if none finished."""
+    summary = rows_of(comparison.summary, track, dataset)
+    return words.recommendation(summary, rows_of(comparison.records, track, dataset))
+
+
+def changes_of(comparison: Comparison, track: str, dataset: str) -> list[Change]:
+    """The changes of one table."""
+    return [item for item in comparison.changes if (item.track, item.dataset) == (track, dataset)]
+
+
+def rows_of(frame: pd.DataFrame, track: str, dataset: str) -> pd.DataFrame:
+    """The rows of one table."""
+    return frame[(frame["track"] == track) & (frame["dataset"] == dataset)]
+
+
+def dataset_title(comparison: Comparison, dataset: str) -> str:
+    """A dataset's name and sizes, where a trial came far enough to know them."""
+    rows = comparison.records[comparison.records["dataset"] == dataset]
+    known = {
+        name: rows[name].dropna().iloc[0]
+        for name in ("n_samples", "n_features", "n_components")
+        if name in rows and rows[name].notna().any()
+    }
+    sizes = [f"{name}={value:.0f}" for name, value in known.items() if f"{name}=" not in dataset]
+    return f"{dataset} ({', '.join(sizes)})" if sizes else dataset
+
+
+def track_title(track: str) -> str:
+    return f"{track}: {TRACKS[track]}"
+
+
+def closing_groups(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """What is said once below all tables: titles, each with its lines; empty groups left out."""
+    overall = [f"{item.track}: {words.overall_sentence(item)}" for item in comparison.overall]
+    failures = [words.failure_sentence(item) for item in comparison.failures]
+    groups = {
+        "Over all datasets": overall,
+        "Excess NLL": _reference_lines(comparison),
+        "Failed trials": failures,
+        "Notes": list(comparison.notes),
+    }
+    return [(title, lines) for title, lines in groups.items() if lines]
+
+
+def plain(comparison: Comparison) -> str:
+    """The whole comparison as plain text, for print."""
+    parts = [NOTHING] if comparison.summary.empty else []
+    for track, dataset in comparison.tables():
+        table = summary_table(comparison, track, dataset, MAIN_METRICS, stddevs=False)
+        parts += [_title(comparison, track, dataset), table.to_string(index=False)]
+        parts += [*_below(comparison, track, dataset), ""]
+    for title, lines in closing_groups(comparison):
+        parts += [title, *(f"  {line}" for line in lines), ""]
+    return "\n".join(parts).rstrip()
+
+
+def html(comparison: Comparison) -> str:
+    """The whole comparison as HTML, for a notebook."""
+    parts = [_paragraph(NOTHING)] if comparison.summary.empty else []
+    for track, dataset in comparison.tables():
+        table = summary_table(comparison, track, dataset, MAIN_METRICS)
+        parts.append(f"<h4>{escape(_title(comparison, track, dataset))}</h4>")
+        parts.append(table.to_html(index=False, border=0))
+        parts += map(_paragraph, _below(comparison, track, dataset))
+    for title, lines in closing_groups(comparison):
+        parts += [f"<h4>{escape(title)}</h4>", *map(_paragraph, lines)]
+    return "\n".join(parts)
+
+
+def _title(comparison: Comparison, track: str, dataset: str) -> str:
+    return f"{dataset_title(comparison, dataset)}, {track_title(track)}"
+
+
+def _below(comparison: Comparison, track: str, dataset: str) -> list[str]:
+    """The sentences below one table."""
+    advice = recommendation(comparison, track, dataset)
+    return [*sentences(comparison, track, dataset), *([advice] if advice else [])]
+
+
+def _reference_lines(comparison: Comparison) -> list[str]:
+    """What the excess NLL of each dataset is measured over."""
+    records = comparison.records
+    if "reference" not in records or not records["reference"].any():
+        return []
+    lines = []
+    for reference, rows in records.groupby("reference", sort=False):
+        why = " at the same seed, for want of a truth" if reference == BEST else ""
+        lines.append(f"over {reference}{why}: {', '.join(rows['dataset'].unique())}")
+    return lines
+
+
+def _heading(metric: str) -> str:
+    """A metric's title, its unit where no cell scales it, and where it is better."""
+    unit = " [nat]" if METRICS[metric].unit == "nat" else ""
+    arrow = "↓" if METRICS[metric].better == "lower" else "↑"
+    # The arrow stays with the word before it.
+    return f"{METRICS[metric].title}{unit}\u00a0{arrow}"
+
+
+def _paragraph(text: str) -> str:
+    return f"<p>{escape(text)}</p>"

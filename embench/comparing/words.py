@@ -1,0 +1,269 @@
+"""Comparisons in words: quantities with units, sentences, and tables of text.
+
+Every way of showing a comparison draws on this file, so that all of them say the same. A value
+that does not exist is an empty text, never "nan".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from embench.comparing.change import Change, change
+from embench.comparing.frames import by_label, metric_values, natural
+from embench.comparing.stats import Interval
+from embench.comparing.summary import recommend
+from embench.metrics import METRICS
+
+if TYPE_CHECKING:
+    from embench.comparing.compare import Failure, Overall
+
+_VERDICTS = ("better", "same", "worse", "inconclusive")
+_SCALES = {
+    "s": [(60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "µs")],
+    "B": [(2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B")],
+}
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number with so many significant digits, without an exponent where it can be read.
+
+    >>> [significant(value) for value in (0.0, 0.012345, 1234.5, 2e-7, float("inf"))]
+    ['0', '0.0123', '1234', '2e-07', 'inf']
+    """
+    if value == 0 or not math.isfinite(value):
+        return f"{value:.0f}"
+    if not 1e-5 <= abs(value) < 1e9:
+        return f"{value:.{digits}g}"
+    # The exponent of the rounded value: 9.99 may become 10.0 and gain a digit.
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])
+    return f"{value:.{max(0, digits - 1 - exponent)}f}"
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """A value with its unit, scaled where people scale it; empty where there is none.
+
+    >>> [quantity(value, "s") for value in (1.2e-5, 0.0123, 2.5, 150.0)]
+    ['12.0 µs', '12.3 ms', '2.50 s', '2.50 min']
+    >>> [quantity(3 * 2**20, "B"), quantity(1.5, "nat"), quantity(float("nan"), "nat")]
+    ['3.00 MiB', '1.5000 nat', '']
+    """
+    if value is None or math.isnan(value):
+        return ""
+    scale, name = _scale(value, unit)
+    return f"{_number(value / scale, unit)} {name}".rstrip()
+
+
+def with_stddev(value: float, stddev: float | None, unit: str) -> str:
+    """A mean and its standard deviation in one unit and to the same decimals.
+
+    >>> with_stddev(0.0123, 0.00041, "s")
+    '12.3 ± 0.4 ms'
+    """
+    if stddev is None or math.isnan(stddev) or math.isnan(value):
+        return quantity(value, unit)
+    scale, name = _scale(value, unit)
+    number = _number(value / scale, unit)
+    decimals = len(number.partition(".")[2])
+    return f"{number} ± {stddev / scale:.{decimals}f} {name}".rstrip()
+
+
+def change_text(change: Change) -> str:
+    """The change with its interval: a ratio for a cost, a signed difference for a quality."""
+    metric = METRICS[change.metric]
+    if metric.kind == "cost":
+        return f"{_ratio(change.interval.estimate)} times{_ends(change.interval, _ratio)}"
+    difference = f"{_signed(change.interval.estimate)} {metric.unit}".rstrip()
+    return difference + _ends(change.interval, _difference)
+
+
+def sentence(changes: Iterable[Change]) -> str:
+    """One candidate against its baseline on one dataset: how fast, and how good.
+
+    ``em is 3.1 times faster than sklearn-em [2.8, 3.4], same NLL``
+    """
+    by_metric = {change.metric: change for change in changes}
+    if not by_metric:
+        return ""
+    time, nll = by_metric.get("fit_seconds"), by_metric.get("nll")
+    some = next(iter(by_metric.values()))
+    pair = [item for item in (time, nll) if item]
+    open_ = [item for item in pair if item.verdict == "inconclusive"]
+    hint = "; more --seeds would tell" if open_ else ""
+    if pair and all(item.n_pairs == 1 for item in pair):
+        parts = [_once_words(item) for item in pair]
+        return f"{some.candidate} against {some.baseline}, on one seed: {', '.join(parts)}{hint}"
+    if time is not None:
+        return ", ".join([_time_words(time), *([_nll_words(nll)] if nll else [])]) + hint
+    parts = [_nll_words(nll)] if nll else [_other_words(item) for item in by_metric.values()]
+    return f"{some.candidate} against {some.baseline}: {', '.join(parts)}{hint}"
+
+
+def overall_sentence(overall: Overall) -> str:
+    """One candidate against its baseline over the datasets of a track."""
+    where = "on 1 dataset" if overall.n_datasets == 1 else f"over {overall.n_datasets} datasets"
+    text = f"{overall.candidate} against {overall.baseline} {where}"
+    if overall.time_ratio is not None:
+        text += f": {_speed(overall.time_ratio)}{_speed_ends(overall.time_ratio)}"
+    nll = overall.nll
+    counts = [f"{verdict} on {nll[verdict]}" for verdict in _VERDICTS if verdict in nll]
+    return f"{text}; NLL {', '.join(counts)}" if counts else text
+
+
+def failure_sentence(failure: Failure) -> str:
+    """Which trials did not finish, and the first message."""
+    trials = "1 trial" if failure.count == 1 else f"{failure.count} trials"
+    where = f"{failure.model} on {failure.dataset} ({failure.track})"
+    return f"{where}: {trials} {failure.status}: {failure.message}".rstrip(": ")
+
+
+def recommendation(table: pd.DataFrame, records: pd.DataFrame) -> str:
+    """Which model to take on a dataset, why, and how certain that is; empty if none finished.
+
+    Args:
+        table: The rows of a summary for one track and dataset.
+        records: The rows of the tidy table behind it.
+    """
+    best = recommend(table)
+    if best is None:
+        return ""
+    spent = quantity(best.get("fit_seconds"), "s")
+    text = f"Take {best['model']}: held-out NLL {quantity(best['nll'], 'nat')}"
+    text += f" in {spent}, " if spent else ", "
+    return text + ", ".join([_reason(table, best), _certainty(records, best)]) + "."
+
+
+def _reason(table: pd.DataFrame, best: pd.Series) -> str:
+    """Why this row of a summary and not another."""
+    if len(table) == 1:
+        return "the only model here"
+    rivals = table[table["ok"] == best["ok"]]
+    lowest = rivals.loc[rivals["excess_nll"].idxmin()]
+    tie = METRICS["nll"].tie.of(lowest["excess_nll"])
+    n_tied = int((rivals["excess_nll"] <= lowest["excess_nll"] + tie).sum())
+    if n_tied == 1:
+        return "the lowest"
+    if lowest["model"] == best["model"]:
+        return f"the lowest, and the fastest of the {n_tied} within {tie:g} nat of it"
+    spent = quantity(lowest.get("fit_seconds"), "s")
+    return f"within {tie:g} nat of the lowest ({lowest['model']} in {spent}) and faster"
+
+
+def _certainty(records: pd.DataFrame, best: pd.Series) -> str:
+    """Over how many seeds, and which other models might be better for all we know."""
+    if best["planned"] == 1:
+        return "over 1 seed, which settles little: more --seeds would tell"
+    seeds = f"over {best['ok']} of {best['planned']} seeds"
+    values = {label: metric_values(rows, "nll") for label, rows in by_label(records).items()}
+    mine = values.pop(best["model"])
+    found = {label: change(METRICS["nll"], mine, other) for label, other in values.items()}
+    open_ = [label for label, item in found.items() if item and item.verdict == "inconclusive"]
+    if not open_:
+        return seeds
+    return f"{seeds}; not settled against {_some(sorted(open_, key=natural))}"
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    """The first few of many names."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _time_words(change: Change) -> str:
+    """Faster, slower, as fast, or not settled."""
+    times = f"{_speed(change.interval)}{_speed_ends(change.interval)}"
+    if change.verdict == "same":
+        return f"{change.candidate} is as fast as {change.baseline} ({times})"
+    if change.verdict == "inconclusive":
+        return (
+            f"{change.candidate} against {change.baseline}: fit time not settled, "
+            f"{times} over {_seeds(change.n_pairs)}"
+        )
+    ends = _speed_ends(change.interval)
+    return f"{change.candidate} is {_speed(change.interval)} than {change.baseline}{ends}"
+
+
+def _nll_words(change: Change) -> str:
+    """Better, worse, the same, or not settled."""
+    if change.verdict == "same":
+        return "same NLL"
+    interval = change.interval
+    if change.verdict == "inconclusive":
+        text = f"{_signed(interval.estimate)} nat{_ends(interval, _difference)}"
+        return f"NLL difference not settled, {text} over {_seeds(change.n_pairs)}"
+    if interval.estimate < 0:
+        interval = Interval(-interval.estimate, -interval.high, -interval.low)
+    size = f"{_difference(interval.estimate)} nat{_ends(interval, _difference)}"
+    return f"held-out NLL {change.verdict} by {size}"
+
+
+def _once_words(change: Change) -> str:
+    """What a single pair says, which is no verdict."""
+    if change.metric == "fit_seconds":
+        return _speed(change.interval)
+    return f"NLL {change_text(change)}"
+
+
+def _other_words(change: Change) -> str:
+    return f"{METRICS[change.metric].title} {change.verdict}, {change_text(change)}"
+
+
+def _speed(ratio: Interval) -> str:
+    """A ratio of times as people say it: never below 1."""
+    if ratio.estimate > 1:
+        return f"{_ratio(ratio.estimate)} times slower"
+    return f"{_ratio(1 / ratio.estimate)} times faster"
+
+
+def _speed_ends(ratio: Interval) -> str:
+    """The interval of the number that `_speed` says."""
+    if ratio.estimate > 1:
+        return _ends(ratio, _ratio)
+    ends = (1 / end if end else math.inf for end in (ratio.estimate, ratio.high, ratio.low))
+    return _ends(Interval(*ends), _ratio)
+
+
+def _ends(interval: Interval, number: Callable[[float], str]) -> str:
+    """The ends of an interval, with a space before; empty where one pair gives none."""
+    if math.isinf(interval.high) or math.isinf(interval.low):
+        return ""
+    return f" [{number(interval.low)}, {number(interval.high)}]"
+
+
+def _signed(value: float) -> str:
+    text = _difference(value)
+    return text if text.startswith("-") or text == "0" else f"+{text}"
+
+
+def _difference(value: float) -> str:
+    """Two significant digits; what is below a millionth counts as nothing."""
+    return significant(round(value, 6), 2)
+
+
+def _ratio(value: float) -> str:
+    """Two decimals around 1, else two significant digits."""
+    return f"{value:.2f}" if 0.5 < value < 2 else significant(value, 2)
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
+def _scale(value: float, unit: str) -> tuple[float, str]:
+    """The factor and the name of the unit in which people write such a value."""
+    scales = _SCALES.get(unit, [(1.0, unit)])
+    # Seconds are read up to two minutes.
+    # What three digits would round up to the next unit is written in that.
+    size = abs(value) * 1.0005
+    fits = (pair for pair in scales if size >= pair[0] * (2 if pair[1] == "min" else 1))
+    return next(fits, scales[-1])
+
+
+def _number(value: float, unit: str) -> str:
+    """A scaled value: four decimals for nat, else three significant digits."""
+    if unit == "nat" and (abs(value) >= 1e-3 or abs(value) < 1e-9):
+        return f"{value:.4f}"
+    return significant(value, 2 if unit == "nat" else 3)

@@ -1,0 +1,371 @@
+"""Figures of a comparison, one function each: quality against time, scaling, agreement, costs.
+
+Every function takes a comparison and one of its tracks and returns a figure, or None where there
+is nothing to draw. A model has the same colour and marker in all figures of a comparison.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, NullFormatter
+
+from embench.comparing.change import Change
+from embench.comparing.compare import Comparison
+from embench.comparing.frames import by_label, natural, ok
+from embench.comparing.tables import dataset_title
+from embench.metrics import METRICS
+
+MAX_PANELS = 12
+"""More panels than this are unreadable on one page; the title says what was left out."""
+
+SMALLEST_EXCESS = 1e-3
+"""An excess NLL [nat] below this is drawn here: a log axis has no zero, and a tenth of the
+tolerance of a tie is no difference."""
+
+CURVE_POINTS = 100
+SIZES = ("n_samples", "n_features", "n_components")
+MARKERS = "osD^vP*X<>"
+
+_plain = FuncFormatter(lambda value, _: f"{value:g}")
+_factor = FuncFormatter(lambda value, _: f"{value:g}×")
+
+
+def figures(comparison: Comparison) -> dict[str, Figure]:
+    """Every figure that has data, by a name that can be a file's."""
+    drawings: Mapping[str, Callable[[Comparison, str], Figure | None]] = {
+        "quality-against-time": quality_against_time,
+        "time-ratios": lambda found, track: ratios(found, track, "fit_seconds"),
+        "scaling": scaling,
+        "agreement": agreement,
+        "memory-ratios": lambda found, track: ratios(found, track, "peak_memory"),
+    }
+    tracks = dict.fromkeys(track for track, _ in comparison.tables())
+    drawn = {
+        f"{track}-{name}": draw(comparison, track)
+        for track in tracks
+        for name, draw in drawings.items()
+    }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def quality_against_time(comparison: Comparison, track: str) -> Figure | None:
+    """Excess NLL [nat] against time, both logarithmic, one panel per dataset.
+
+    A line is the median over seeds of what was reached by that time, where a finished fit stays
+    at its end; a small point is the end of one timed fit, a large one their median.
+    """
+    rows = _finished(comparison, track, "nll", "fit_seconds")
+    if rows.empty:
+        return None
+    rows = rows.assign(excess=rows["excess_nll"].clip(lower=SMALLEST_EXCESS))
+    datasets = sorted(rows["dataset"].unique(), key=natural)
+    figure, axes = _panels(len(datasets), "Held-out NLL against time", track)
+    for axis, dataset in zip(axes, datasets, strict=False):
+        here = rows[rows["dataset"] == dataset]
+        _draw_quality(axis, comparison, here)
+        axis.set_ylabel(f"NLL over {here['reference'].iloc[0]} [nat]")
+        _title(axis, dataset_title(comparison, dataset))
+    _legend(figure, comparison, rows["label"])
+    _caption(
+        figure,
+        "Lines: median over seeds of what was reached by that time. Small points: the end of "
+        "each timed fit; large points: their median. "
+        f"Below {SMALLEST_EXCESS:g} nat is drawn at {SMALLEST_EXCESS:g}.",
+    )
+    return figure
+
+
+def _draw_quality(axis: Axes, comparison: Comparison, rows: pd.DataFrame) -> None:
+    """One panel: a line, the ends of all seeds and their median for each model."""
+    style: dict[str, Any] = {"hue": "label", "palette": _colours(comparison), "legend": False}
+    curves = pd.concat([_median_curve(label, here) for label, here in by_label(rows).items()])
+    if len(curves):
+        sns.lineplot(curves, x="seconds", y="excess", estimator=None, ax=axis, **style)
+    middle = rows.groupby("label", as_index=False)[["fit_seconds", "excess"]].median()
+    style |= {"x": "fit_seconds", "y": "excess", "style": "label"}
+    style |= {"markers": _markers(comparison), "ax": axis}
+    sns.scatterplot(rows, s=16, alpha=0.5, linewidth=0, **style)
+    sns.scatterplot(middle, s=60, zorder=3, **style)
+    axis.set(xscale="log", yscale="log")
+    axis.set_xlabel("time")
+    _log_ticks(axis.xaxis, EngFormatter("s"), most=4)
+    # A decade at least: less would blow a difference up that is none.
+    _log_ticks(axis.yaxis, _plain, span=10)
+
+
+def scaling(comparison: Comparison, track: str) -> Figure | None:
+    """Fit time [s] against each size of the data that varies while the others stay the same."""
+    rows = _finished(comparison, track, "fit_seconds")
+    panels = [panel for size in SIZES if size in rows for panel in _sweeps(rows, size)]
+    if not panels:
+        return None
+    figure, axes = _panels(len(panels), "Fit time against the size of the data", track)
+    for axis, (size, fixed, here) in zip(axes, panels, strict=False):
+        sns.lineplot(
+            here,
+            x=size,
+            y="fit_seconds",
+            hue="label",
+            style="label",
+            markers=_markers(comparison),
+            dashes=False,
+            palette=_colours(comparison),
+            estimator="median",
+            errorbar=("pi", 100),
+            legend=False,
+            ax=axis,
+        )
+        axis.set(xscale="log", yscale="log", xlabel=size, ylabel="fit time")
+        _log_ticks(axis.yaxis, EngFormatter("s"))
+        values = sorted(here[size].unique())
+        axis.set_xticks(values, [f"{value:g}" for value in values])
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        _title(axis, fixed)
+    _legend(figure, comparison, pd.concat([here for _, _, here in panels])["label"])
+    _caption(figure, "Lines: median over seeds. Bands: from the fastest to the slowest seed.")
+    return figure
+
+
+def agreement(comparison: Comparison, track: str) -> Figure | None:
+    """AMI of predicted and true labels per dataset and model, means and extremes over seeds."""
+    rows = _finished(comparison, track, "ami")
+    if rows.empty:
+        return None
+    datasets = sorted(rows["dataset"].unique(), key=natural)
+    figure, axis = _rows_figure(datasets, rows["label"].nunique(), "Agreement with labels", track)
+    for row, dataset in enumerate(datasets):
+        here = rows[rows["dataset"] == dataset]
+        for y, label in _lanes(comparison, here["label"], row):
+            values = here.loc[here["label"] == label, "ami"]
+            ends = [[values.mean() - values.min()], [values.max() - values.mean()]]
+            _point(axis, comparison, label, values.mean(), y, ends)
+    axis.set_xlabel("AMI (1 is perfect, 0 is chance)")
+    _legend(figure, comparison, rows["label"])
+    _caption(figure, "Points: mean over seeds. Bars: from the lowest to the highest seed.")
+    return figure
+
+
+def ratios(comparison: Comparison, track: str, metric: str) -> Figure | None:
+    """A cost's ratio to the baseline per dataset, with its interval, on a log axis."""
+    found = [item for item in comparison.changes if (item.track, item.metric) == (track, metric)]
+    if not found:
+        return None
+    datasets = sorted({item.dataset for item in found}, key=natural)
+    labels = pd.Series([item.candidate for item in found])
+    title = METRICS[metric].title
+    figure, axis = _rows_figure(
+        datasets, labels.nunique(), f"{title.capitalize()} against the baseline", track
+    )
+    axis.axvline(1, color="0.4", linewidth=1, zorder=0)
+    for row, dataset in enumerate(datasets):
+        here = {item.candidate: item for item in found if item.dataset == dataset}
+        for y, label in _lanes(comparison, pd.Series(list(here)), row):
+            _point(axis, comparison, label, here[label].interval.estimate, y, _ends(here[label]))
+    baselines = ", ".join(dict.fromkeys(item.baseline for item in found))
+    axis.set_xscale("log")
+    _log_ticks(axis.xaxis, _factor, most=9)
+    axis.set_xlabel(f"{title} / {title} of {baselines} (left of 1 is better)")
+    _legend(figure, comparison, labels)
+    _caption(
+        figure,
+        "Points: geometric mean over seeds. Bars: 95 % interval; none where one pair gives none.",
+    )
+    return figure
+
+
+def _finished(comparison: Comparison, track: str, *metrics: str) -> pd.DataFrame:
+    """The ok trials of a track that have all these metrics."""
+    rows = ok(comparison.records)
+    if any(metric not in rows for metric in metrics):
+        return rows.iloc[:0]
+    return rows[rows["track"] == track].dropna(subset=list(metrics))
+
+
+def _median_curve(label: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """Columns label, seconds, excess: the median over the seeds of one model that have a curve.
+
+    Every seed counts at every time: from its end on it stays where it ended. A median over only
+    those that still run would jump whenever one of them stops.
+    """
+    curves = []
+    for nll, excess, curve in zip(rows["nll"], rows["excess_nll"], rows["curve"], strict=True):
+        points = [(seconds, value - nll + excess) for seconds, _, value in curve if seconds > 0]
+        if points:
+            curves.append(np.array(points).T)
+    if not curves:
+        return pd.DataFrame(columns=["label", "seconds", "excess"])
+    first, last = max(curve[0, 0] for curve in curves), max(curve[0, -1] for curve in curves)
+    seconds = np.geomspace(first, last, CURVE_POINTS)
+    reached = [np.interp(np.log(seconds), np.log(curve[0]), curve[1]) for curve in curves]
+    excess = np.median(reached, axis=0).clip(min=SMALLEST_EXCESS)
+    return pd.DataFrame({"label": label, "seconds": seconds, "excess": excess})
+
+
+def _sweeps(rows: pd.DataFrame, size: str) -> list[tuple[str, str, pd.DataFrame]]:
+    """The size, what stays fixed, and the rows, wherever this size alone takes several values."""
+    fixed = [name for name in SIZES if name != size and name in rows]
+    family = rows["dataset"].str.split(":").str[0].rename("family")
+    found = []
+    for names, here in rows.dropna(subset=[size]).groupby([family, *fixed], dropna=False):
+        if here[size].nunique() > 1:
+            sizes = [f"{name}={value:g}" for name, value in zip(fixed, names[1:], strict=True)]
+            found.append((size, f"{names[0]} ({', '.join(sizes)})", here))
+    return found
+
+
+def _labels(comparison: Comparison) -> list[str]:
+    """Every model of the comparison, in the order that gives colours."""
+    return sorted(comparison.records["label"].unique(), key=natural)
+
+
+def _slots(comparison: Comparison) -> dict[str, int]:
+    """A number for each model that no other model of its tracks has.
+
+    Models of one name in different tracks share theirs, so that a name keeps its colour.
+    """
+    records = comparison.records
+    tracks = {label: set(rows["track"]) for label, rows in by_label(records).items()}
+    names = {
+        label: str(rows["model"].iloc[0]).split(":")[0] for label, rows in by_label(records).items()
+    }
+    found: dict[str, tuple[str, int]] = {}
+    for label in _labels(comparison):
+        taken = {slot for other, slot in found.items() if tracks[other] & tracks[label]}
+        own = ((names[label], at) for at in itertools.count())
+        found[label] = next(slot for slot in own if slot not in taken)
+    order = sorted(set(found.values()))
+    return {label: order.index(slot) for label, slot in found.items()}
+
+
+def _colours(comparison: Comparison) -> dict[str, Any]:
+    slots = _slots(comparison)
+    count = max(slots.values()) + 1
+    palette = sns.color_palette("colorblind" if count <= 10 else "husl", count)
+    return {label: palette[slot] for label, slot in slots.items()}
+
+
+def _markers(comparison: Comparison) -> dict[str, str]:
+    return {label: MARKERS[slot % len(MARKERS)] for label, slot in _slots(comparison).items()}
+
+
+def _panels(wanted: int, title: str, track: str) -> tuple[Figure, list[Axes]]:
+    """A grid of at most MAX_PANELS axes; the title says how many are left out."""
+    count = min(wanted, MAX_PANELS)
+    columns = min(count, 3)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(1.6 + 3.7 * columns, 1.0 + 3.0 * rows), layout="constrained")
+    axes = [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
+    cut = f" (the first {count} of {wanted} panels)" if count < wanted else ""
+    figure.suptitle(f"{title}, track {track}{cut}", fontweight="bold")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        sns.despine(ax=axis)
+    return figure, axes
+
+
+def _rows_figure(
+    datasets: Sequence[str], n_labels: int, title: str, track: str
+) -> tuple[Figure, Axes]:
+    """One axis with a row per dataset, tall enough for a lane per model."""
+    height = 1.6 + len(datasets) * max(0.5, 0.2 * n_labels)
+    figure = Figure(figsize=(9, height), layout="constrained")
+    axis = figure.add_subplot()
+    figure.suptitle(f"{title}, track {track}", fontweight="bold")
+    axis.set_yticks(range(len(datasets)), [_wrapped(name, 26) for name in datasets])
+    axis.set_ylim(len(datasets) - 0.5, -0.5)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="x", alpha=0.3)
+    for between in np.arange(0.5, len(datasets) - 1):
+        axis.axhline(between, color="0.85", linewidth=0.8, zorder=0)
+    sns.despine(ax=axis, left=True)
+    return figure, axis
+
+
+def _lanes(comparison: Comparison, labels: pd.Series, row: int) -> list[tuple[float, str]]:
+    """A height within a dataset's row for each model that is there, in the order of colours."""
+    here = [label for label in _labels(comparison) if label in set(labels)]
+    offsets = np.linspace(-0.3, 0.3, len(here)) if len(here) > 1 else [0.0]
+    return [(row + offset, label) for offset, label in zip(offsets, here, strict=True)]
+
+
+def _point(
+    axis: Axes,
+    comparison: Comparison,
+    label: str,
+    x: float,
+    y: float,
+    ends: list[list[float]] | None,
+) -> None:
+    axis.errorbar(
+        x,
+        y,
+        xerr=ends,
+        fmt=_markers(comparison)[label],
+        color=_colours(comparison)[label],
+        markersize=6,
+        capsize=2,
+    )
+
+
+def _ends(change: Change) -> list[list[float]] | None:
+    """The lengths of an interval's two arms; None where it has no end."""
+    interval = change.interval
+    if not (interval.low > 0 and math.isfinite(interval.high)):
+        return None
+    return [[interval.estimate - interval.low], [interval.high - interval.estimate]]
+
+
+def _log_ticks(axis: XAxis | YAxis, formatter: Formatter, span: float = 4, most: int = 6) -> None:
+    """A log axis over a factor of ``span`` at least, with at most so many ticks."""
+    low, high = axis.get_view_interval()
+    widen = max(1.0, math.sqrt(span * low / high))
+    low, high = low / widen, high * widen
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [step * 10.0**decade for decade in decades for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) <= most:
+            break
+    axis.set_ticks(ticks[:: math.ceil(len(ticks) / most)])
+    axis.set_major_formatter(formatter)
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_view_interval(low, high, ignore=True)
+
+
+def _legend(figure: Figure, comparison: Comparison, labels: pd.Series) -> None:
+    """One legend for all panels, to the right of the data."""
+    here = set(labels)
+    handles = [
+        Line2D([], [], color=colour, marker=_markers(comparison)[label], label=_wrapped(label, 30))
+        for label, colour in _colours(comparison).items()
+        if label in here
+    ]
+    figure.legend(handles=handles, loc="outside right center", frameon=False, title="model")
+
+
+def _caption(figure: Figure, text: str) -> None:
+    """What lines, points and bars are, below the data."""
+    width = int(figure.get_figwidth() * 14)
+    figure.supxlabel("\n".join(textwrap.wrap(text, width)), fontsize="small", color="0.35")
+
+
+def _title(axis: Axes, text: str) -> None:
+    axis.set_title(_wrapped(text, 34), fontsize="medium")
+
+
+def _wrapped(text: str, width: int) -> str:
+    """Text in lines; a name may break after a colon or comma."""
+    spaced = text.replace(":", ":\u200b ").replace(",", ",\u200b ").replace("\u200b  ", " ")
+    return "\n".join(textwrap.wrap(spaced, width)).replace("\u200b ", "")

@@ -1,0 +1,233 @@
+"""A comparison for terminal, Markdown, CSV and JSON; the words are those of `embench.comparing`."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import groupby
+from operator import itemgetter
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+
+from embench.comparing import tables
+from embench.comparing.compare import Comparison
+from embench.comparing.words import quantity
+from embench.metrics import METRICS
+from embench.types import STATUSES, Record, Spec
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+TEXT_COLUMNS = ["model", "dataset", "track", "metric", "better", "status", "verdict", "message"]
+"""Columns of words, which stand to the left; all others hold numbers."""
+
+
+def terminal(comparison: Comparison) -> Iterator[RenderableType]:
+    """What rich prints: per track and dataset a table, a sentence per candidate, what to take.
+
+    Example:
+        >>> from rich.console import Console
+        >>> from embench.comparing.compare import compare
+        >>> for part in terminal(compare([])):
+        ...     Console().print(part)
+        Nothing to compare: no trial finished.
+    """
+    from rich.text import Text
+
+    if comparison.summary.empty:
+        yield Text(tables.NOTHING)
+    for track, datasets in by_track(comparison):
+        yield Text(f"\n{tables.track_title(track)}", style="bold underline")
+        for dataset in datasets:
+            yield from _terminal_section(comparison, track, dataset)
+    for title, lines in tables.closing_groups(comparison):
+        yield Text(f"\n{title}", style="bold")
+        yield from map(_indented, lines)
+
+
+def _terminal_section(comparison: Comparison, track: str, dataset: str) -> Iterator[RenderableType]:
+    """One dataset: title, table, sentences, advice. All as Text, since labels hold brackets."""
+    from rich.text import Text
+
+    yield Text(f"\n{tables.dataset_title(comparison, dataset)}", style="bold")
+    yield _rich_table(
+        tables.summary_table(comparison, track, dataset, tables.MAIN_METRICS, stddevs=False)
+    )
+    for line in tables.sentences(comparison, track, dataset):
+        yield _indented(line)
+    if advice := tables.recommendation(comparison, track, dataset):
+        yield _indented(advice, "bold green")
+
+
+def _rich_table(table: pd.DataFrame) -> Table:
+    """A table for a terminal: no lines but one below the head, numbers to the right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in map(str, table):
+        # A head wraps at its words, so that the width goes to the names of the models.
+        longest = max(len(word) for word in [*table[name], *name.split(), "[nat] ↓"])
+        justify: Literal["left", "right"] = "left" if name in TEXT_COLUMNS else "right"
+        drawn.add_column(
+            Text(name),
+            justify=justify,
+            overflow="fold",
+            no_wrap=name == "seeds",
+            max_width=None if name == "model" else longest,
+        )
+    for row in table.itertuples(index=False):
+        drawn.add_row(*map(Text, row))
+    return drawn
+
+
+def _indented(line: str, style: str = "") -> RenderableType:
+    """A sentence set off from the margin, also in the lines that it wraps to."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    return Padding(Text(line, style=style), (0, 0, 0, 2), expand=False)
+
+
+def by_track(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """Each track with its datasets, in order."""
+    groups = groupby(comparison.tables(), key=itemgetter(0))
+    return [(track, [dataset for _, dataset in pairs]) for track, pairs in groups]
+
+
+def markdown(comparison: Comparison, figures: Iterable[str] = ()) -> str:
+    """The comparison as GitHub Markdown, with links to figures (paths of images)."""
+    parts = ["# Comparison of models", ""]
+    if comparison.summary.empty:
+        parts += [tables.NOTHING, ""]
+    else:
+        parts += [tables.LEGEND, ""]
+    for track, datasets in by_track(comparison):
+        parts += [f"## {_escaped(tables.track_title(track))}", ""]
+        for dataset in datasets:
+            parts += _markdown_section(comparison, track, dataset)
+    for title, lines in tables.closing_groups(comparison):
+        parts += [f"## {title}", "", *(f"- {_escaped(line)}" for line in lines), ""]
+    for path in figures:
+        parts += [f"![{PurePath(path).stem}]({path})", ""]
+    return "\n".join(parts)
+
+
+def csv(comparison: Comparison) -> str:
+    """One line per change; what does not exist is an empty cell."""
+    return comparison.to_frame().to_csv(index=False)
+
+
+def as_json(comparison: Comparison) -> str:
+    """Changes, summary, overall lines, advice, failures and notes; what does not exist is null.
+
+    The ends of an interval that one pair leaves open are null too: JSON knows no infinity.
+    """
+    advice = [
+        {"track": track, "dataset": dataset, "text": text}
+        for track, dataset in comparison.tables()
+        if (text := tables.recommendation(comparison, track, dataset))
+    ]
+    value = {
+        "changes": comparison.to_frame().to_dict("records"),
+        "summary": comparison.summary.to_dict("records"),
+        "overall": [asdict(item) for item in comparison.overall],
+        "recommendations": advice,
+        "failures": [asdict(item) for item in comparison.failures],
+        "notes": list(comparison.notes),
+    }
+    return json.dumps(_finite(value), indent=2, allow_nan=False, ensure_ascii=False)
+
+
+def record_page(record: Record) -> str:
+    """Everything known of one trial: what was asked, what came, how it went, and where.
+
+    Example:
+        >>> from embench.types import Trial
+        >>> trial = Trial(dataset=Spec("iris"), model=Spec("em"), track="default", seed=0)
+        >>> print(record_page(Record(trial=trial, status="ok", metrics={"fit_seconds": 0.012})))
+        trial        em-iris-default-s0-...
+        model        em
+        dataset      iris
+        track        default: every model as its own user would call it
+        seed         0
+        device       cpu, float64, 1 thread
+        time limit   60.0 s
+        status       ok: finished and judged
+        <BLANKLINE>
+        fit time     12.0 ms
+    """
+    trial = record.trial
+    threads = "1 thread" if trial.threads == 1 else f"{trial.threads} threads"
+    asked = {
+        "trial": trial.id,
+        "model": _with_version(trial.model),
+        "dataset": _with_version(trial.dataset),
+        "track": tables.track_title(trial.track),
+        "seed": str(trial.seed),
+        "device": f"{trial.device}, {trial.dtype}, {threads}",
+        "time limit": quantity(trial.time_limit, "s"),
+        "status": f"{record.status}: {STATUSES[record.status]}",
+    }
+    if record.message:
+        asked["message"] = record.message
+    metrics = {
+        METRICS[name].title: quantity(value, METRICS[name].unit)
+        for name, value in record.metrics.items()
+    }
+    curve = {
+        f"after {n_iter}": f"{quantity(nll, 'nat')} in {quantity(seconds, 's')}"
+        for seconds, n_iter, nll in record.curve
+    }
+    sizes = {name: str(value) for name, value in record.sizes.items()}
+    environment = {key: str(value) for key, value in record.environment.items()}
+    groups = filter(None, [asked, sizes, metrics, curve, environment])
+    return "\n\n".join("\n".join(f"{k:12} {v}" for k, v in group.items()) for group in groups)
+
+
+def _with_version(spec: Spec) -> str:
+    return f"{spec} (version {spec.version})" if spec.version else str(spec)
+
+
+def _markdown_section(comparison: Comparison, track: str, dataset: str) -> list[str]:
+    """One dataset: the models, what is said of them, and every change."""
+    lines = tables.sentences(comparison, track, dataset)
+    advice = tables.recommendation(comparison, track, dataset)
+    parts = [f"### {_escaped(tables.dataset_title(comparison, dataset))}", ""]
+    parts += [_markdown_table(tables.summary_table(comparison, track, dataset)), ""]
+    parts += [f"- {_escaped(line)}" for line in lines] + [""] * bool(lines)
+    parts += [f"**{_escaped(advice)}**", ""] if advice else []
+    changes = tables.changes_table(comparison, track, dataset)
+    return parts + ([_markdown_table(changes), ""] if len(changes) else [])
+
+
+def _markdown_table(table: pd.DataFrame) -> str:
+    """A table of text as Markdown; what is no word stands to the right."""
+    right = [":--" if name in TEXT_COLUMNS else "--:" for name in table]
+    rows = [
+        list(map(str, table)),
+        right,
+        *([_escaped(cell) for cell in row] for row in table.to_numpy()),
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown shows as it is, in one line."""
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for every number that JSON cannot say."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -28,14 +28,7 @@ lint: .venv/ready
 types: .venv/ready
 	$(BIN)/mypy
 
-doc# The run and the figure that README shows.
-baseline: .venv/ready
-	$(BIN)/embench run quick --out results/baseline
-	$(BIN)/embench compare results/baseline --out .baseline-report
-	cp .baseline-report/figures/same-start-quality-against-time.png results/baseline/quality-against-time.png
-	rm -r .baseline-report
-
-test: .venv/ready
+doctest: .venv/ready
 	$(BIN)/pytest --doctest-modules embench
 
 perf: .venv/ready
@@ -43,7 +36,8 @@ perf: .venv/ready
 
 # Torch first: its pinned version keeps every later step from asking for another one.
 .venv/ready: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"embench needs Python >= 3.11, this is {v.major}.{v.minor}; say for example: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"embench needs Python >= 3.11, this is {v.major}.{v.minor}; say for example: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@echo 'setting up .venv, which takes a minute or two ...'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

@@ -101,6 +101,10 @@ def test_the_gate_sees_quality_cost_and_nothing(finished_run, embench, tmp_path)
     assert codes == [1, 2, 4]
 
 
+def test_a_misspelt_gate_is_neither_green_nor_a_quality_regression(embench):
+    assert embench("gate", "--baselin", "a", "--candidate", "b").exit_code == 4
+
+
 def test_show_finds_a_trial_by_a_part_of_its_id(finished_run, embench):
     trial = store.read(finished_run)[0].trial
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
 
 import pandas as pd
 
-from embench.comparing import tables
 from embench.comparing.change import Change, change
+from embench.comparing.findings import Failure, Overall
 from embench.comparing.frames import CELL, Runs, by_label, load, metric_values, natural, ok, tidy
-from embench.comparing.stats import Interval, geometric_mean_interval
+from embench.comparing.stats import geometric_mean_interval
 from embench.comparing.summary import summarise
+from embench.comparing.tables import Comparison
 from embench.metrics import METRICS
 from embench.registry import unknown
 from embench.types import Spec
@@ -20,73 +20,6 @@ from embench.types import Spec
 DEFAULT_BASELINE = "sklearn-em"
 SAME_CHANGE = {"excess_nll": "nll"}
 """The excess differs from the NLL by what all models of a pair share: one comparison will do."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Trials of one model on one dataset that ended in one status other than ok."""
-
-    track: str
-    dataset: str
-    model: str
-    status: str
-    count: int = field(kw_only=True)
-    message: str = field(kw_only=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overall:
-    """One candidate against one baseline over all datasets of a track.
-
-    ``time_ratio`` is the geometric mean over datasets of candidate / baseline fit time, with an
-    interval over datasets, or None where no time was compared; ``nll`` counts the datasets by
-    verdict on held-out NLL.
-    """
-
-    track: str
-    baseline: str
-    candidate: str
-    n_datasets: int
-    time_ratio: Interval | None
-    nll: Mapping[str, int]
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Comparison:
-    """What runs say about their models; the tracks are never mixed.
-
-    ``changes``: one per track, dataset, metric and candidate. ``summary``: one row per track,
-    dataset and model, in order of rank (see `summarise`). ``records``: the tidy table behind it.
-    """
-
-    changes: tuple[Change, ...]
-    summary: pd.DataFrame
-    overall: tuple[Overall, ...]
-    failures: tuple[Failure, ...]
-    notes: tuple[str, ...]
-    records: pd.DataFrame
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per change: names, n_pairs, both values, estimate, low, high, verdict."""
-        columns = [name for name in Change.__dataclass_fields__ if name != "interval"]
-        at = columns.index("verdict")
-        columns[at:at] = ["estimate", "low", "high"]
-        rows = [{**asdict(item), **asdict(item.interval)} for item in self.changes]
-        return pd.DataFrame(rows, columns=columns)
-
-    def tables(self) -> list[tuple[str, str]]:
-        """Every (track, dataset) that was measured, in order."""
-        found = self.summary[["track", "dataset"]].drop_duplicates()
-        return list(found.itertuples(index=False, name=None))
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def __str__(self) -> str:
-        return tables.plain(self)
-
-    def _repr_html_(self) -> str:
-        return tables.html(self)
 
 
 def compare(

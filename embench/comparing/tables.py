@@ -1,28 +1,64 @@
-"""A comparison as tables of text: what terminal, Markdown, HTML and notebook draw alike."""
+"""A comparison and its tables of text: what terminal, Markdown, HTML and notebook draw alike."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from html import escape
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from embench.comparing import words
 from embench.comparing.change import Change
+from embench.comparing.findings import Failure, Overall
 from embench.comparing.frames import BEST
 from embench.comparing.words import change_text, quantity
 from embench.metrics import METRICS
 from embench.types import TRACKS
-
-if TYPE_CHECKING:
-    from embench.comparing.compare import Comparison
 
 MAIN_METRICS = ("nll", "excess_nll", "ami", "fit_seconds", "peak_memory")
 """What a narrow table shows."""
 
 NOTHING = "Nothing to compare: no trial finished."
 LEGEND = "↓ lower is better, ↑ higher is better; ± is the standard deviation over seeds."
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Comparison:
+    """What runs say about their models; the tracks are never mixed.
+
+    ``changes``: one per track, dataset, metric and candidate. ``summary``: one row per track,
+    dataset and model, in order of rank (see `summarise`). ``records``: the tidy table behind it.
+    """
+
+    changes: tuple[Change, ...]
+    summary: pd.DataFrame
+    overall: tuple[Overall, ...]
+    failures: tuple[Failure, ...]
+    notes: tuple[str, ...]
+    records: pd.DataFrame
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per change: names, n_pairs, both values, estimate, low, high, verdict."""
+        columns = [name for name in Change.__dataclass_fields__ if name != "interval"]
+        at = columns.index("verdict")
+        columns[at:at] = ["estimate", "low", "high"]
+        rows = [{**asdict(item), **asdict(item.interval)} for item in self.changes]
+        return pd.DataFrame(rows, columns=columns)
+
+    def tables(self) -> list[tuple[str, str]]:
+        """Every (track, dataset) that was measured, in order."""
+        found = self.summary[["track", "dataset"]].drop_duplicates()
+        return list(found.itertuples(index=False, name=None))
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __str__(self) -> str:
+        return plain(self)
+
+    def _repr_html_(self) -> str:
+        return html(self)
 
 
 def summary_table(

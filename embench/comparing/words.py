@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from embench.comparing.change import Change, change
+from embench.comparing.findings import Failure, Overall
 from embench.comparing.frames import by_label, metric_values, natural
 from embench.comparing.stats import Interval
 from embench.comparing.summary import recommend
 from embench.metrics import METRICS
-
-if TYPE_CHECKING:
-    from embench.comparing.compare import Failure, Overall
 
 _VERDICTS = ("better", "same", "worse", "inconclusive")
 _SCALES = {

@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
+from numpy.lib.npyio import NpzFile
 from pydantic import PositiveInt, validate_call
 
 from embench.datasets.splitting import Seed, Share, split
@@ -61,14 +62,17 @@ class FileDataset:
             codes, classes = pd.factorize(table.pop(str(label)), sort=True)
             labels, n_labels = codes.astype(np.int64), len(classes)
         table = table.drop(columns=[name for name in (drop or "").split("+") if name])
-        return split(
-            self._numbers(table),
-            labels,
-            seed,
-            n_components=n_components or n_labels,
-            test_share=test_share,
-            standardize=standardize,
-        )
+        try:
+            return split(
+                self._numbers(table),
+                labels,
+                seed,
+                n_components=n_components or n_labels,
+                test_share=test_share,
+                standardize=standardize,
+            )
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from error
 
     def version(self, **params: Any) -> str:
         """Digest of the file's content: records of another content never answer for this one."""
@@ -88,30 +92,33 @@ class FileDataset:
         try:
             return reader(path)
         except OSError as error:
-            reason = error.strerror or error
+            reason = error.strerror or _first_line(error)
             raise InputError(f"cannot read {path}: {reason}") from error
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-        except ValueError as error:
-            first_line = str(error).partition("\n")[0]
-            raise InputError(f"{path}: not a readable {path.suffix} file: {first_line}") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # on a damaged file each parser raises what it likes
+            raise InputError(
+                f"{path}: not a readable {path.suffix} file: {_first_line(error)}"
+            ) from error
 
     def _numbers(self, table: pd.DataFrame) -> FloatArray:
         """The columns as float64, or an error that names the first value that is none."""
         for name, column in table.items():
             if not pd.api.types.is_numeric_dtype(column) or column.dtype.kind == "c":
                 raise InputError(
-                    f"{self.path}: column {name!r} holds {column.iloc[0]!r}, expected numbers; "
+                    f"column {name!r} holds {column.iloc[0]!r}, expected numbers; "
                     f"name it as the label (--label {name}) or leave it out (--drop {name})"
                 )
         X = table.to_numpy(dtype=np.float64, na_value=np.nan)
         if X.shape[1] == 0:
-            raise InputError(f"{self.path}: expected at least one column of numbers, got none")
+            raise InputError("expected at least one column of numbers, got none")
         bad = np.argwhere(~np.isfinite(X))
         if len(bad):
             row, column = bad[0]
             raise InputError(
-                f"{self.path}: expected finite numbers, got {X[row, column]} in column "
+                f"expected finite numbers, got {X[row, column]} in column "
                 f"{table.columns[column]!r} of sample {row + 1} ({len(bad)} such values in all)"
             )
         return X
@@ -129,11 +136,12 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _read_npy(path: Path) -> pd.DataFrame:
-    return _array_table(_load(path), {})
+    with path.open("rb") as file:
+        return _array_table(_load(file, np.ndarray, "numpy.save"), {})
 
 
 def _read_npz(path: Path) -> pd.DataFrame:
-    with _load(path) as arrays:
+    with path.open("rb") as file, _load(file, NpzFile, "numpy.savez") as arrays:
         named = dict(arrays)
     tables = [name for name, array in named.items() if array.ndim == 2]
     if len(tables) != 1 and "X" not in tables:
@@ -143,11 +151,21 @@ def _read_npz(path: Path) -> pd.DataFrame:
     return _array_table(X, columns)
 
 
-def _load(path: Path) -> Any:
+def _read_parquet(path: Path) -> pd.DataFrame:
+    with path.open("rb") as file:
+        return pd.read_parquet(file)
+
+
+def _load(file: BinaryIO, kind: type, writer: str) -> Any:
+    """What a function of NumPy has written to the file, without running any code from it."""
+    expected = f"expected plain arrays of numbers, as {writer} writes them"
     try:
-        return np.load(path, allow_pickle=False)
+        found = np.load(file, allow_pickle=False)
     except ValueError as error:
-        raise InputError("expected plain arrays of numbers, as numpy.save writes them") from error
+        raise InputError(expected) from error
+    if not isinstance(found, kind):
+        raise InputError(f"{expected}, got those of another function")
+    return found
 
 
 def _array_table(X: FloatArray, columns: Mapping[str, IntArray]) -> pd.DataFrame:
@@ -157,6 +175,10 @@ def _array_table(X: FloatArray, columns: Mapping[str, IntArray]) -> pd.DataFrame
             "X.reshape(-1, 1)"
         )
     return pd.DataFrame(X).rename(columns=str).assign(**columns)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _is_number(text: str) -> bool:
@@ -171,5 +193,5 @@ READERS: Mapping[str, Callable[[Path], pd.DataFrame]] = {
     ".csv": _read_csv,
     ".npy": _read_npy,
     ".npz": _read_npz,
-    ".parquet": pd.read_parquet,
+    ".parquet": _read_parquet,
 }

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from embench.comparing import tables
-from embench.comparing.compare import Comparison
 from embench.comparing.frames import natural
+from embench.comparing.tables import Comparison
 from embench.reporting import text
 
 if TYPE_CHECKING:

@@ -22,9 +22,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, NullFormatter
 
 from embench.comparing.change import Change
-from embench.comparing.compare import Comparison
 from embench.comparing.frames import by_label, natural, ok
-from embench.comparing.tables import dataset_title
+from embench.comparing.tables import Comparison, dataset_title
 from embench.metrics import METRICS
 
 MAX_PANELS = 12

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from embench.comparing import tables
-from embench.comparing.compare import Comparison
+from embench.comparing.tables import Comparison
 from embench.comparing.words import quantity
 from embench.metrics import METRICS
 from embench.types import STATUSES, Record, Spec

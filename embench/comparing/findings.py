@@ -1,0 +1,37 @@
+"""What a comparison finds beyond single changes: failures, and a candidate over all datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from embench.comparing.stats import Interval
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Trials of one model on one dataset that ended in one status other than ok."""
+
+    track: str
+    dataset: str
+    model: str
+    status: str
+    count: int = field(kw_only=True)
+    message: str = field(kw_only=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overall:
+    """One candidate against one baseline over all datasets of a track.
+
+    ``time_ratio`` is the geometric mean over datasets of candidate / baseline fit time, with an
+    interval over datasets, or None where no time was compared; ``nll`` counts the datasets by
+    verdict on held-out NLL.
+    """
+
+    track: str
+    baseline: str
+    candidate: str
+    n_datasets: int
+    time_ratio: Interval | None
+    nll: Mapping[str, int]

@@ -261,6 +261,27 @@ def show(trial: str, folder: Path | None) -> None:
 
 
 @main.command()
+@click.argument("model")
+def check(model: str) -> None:
+    """Hold MODEL, perhaps your own module:Class, against the laws of a fair player.
+
+    Exit code 1 if one is broken. scikit-learn's check_estimator is worth a look, too.
+    """
+    from embench.checks import check_model
+
+    broken = 0
+    [spec, *others] = Spec.parse(model)
+    if others:
+        raise InputError(f"expected one model, got {model!r}")
+    for finding in check_model(spec):
+        broken += bool(finding.broken)
+        mark = "BROKEN" if finding.broken else "-" if finding.skipped else "ok"
+        reason = finding.broken or finding.skipped
+        click.echo(f"{mark:6} {finding.law}" + (f": {reason}" if reason else ""))
+    sys.exit(bool(broken))
+
+
+@main.command()
 def models() -> None:
     """List the models: those of embench and those of installed plug-ins."""
     from embench import registry

@@ -16,7 +16,7 @@ LAYERS = (
     ("cli",),
     ("reporting",),
     ("comparing",),
-    ("measuring",),
+    ("measuring", "checks"),
     ("store", "models", "datasets", "metrics"),
     ("registry",),
     ("gaussian",),

@@ -1,0 +1,184 @@
+"""What the author of a model runs first: the laws that every player keeps, one function each.
+
+scikit-learn's own ``check_estimator`` looks at the estimator; these look at the player: is its
+score the judge's, does it end where its steps end, does it begin where it is told to?
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+
+from embench import gaussian, registry
+from embench.types import (
+    Dataset,
+    IterativeModel,
+    Mixture,
+    MixtureModel,
+    Model,
+    Spec,
+    StartableModel,
+)
+
+TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
+"""How far two log-likelihoods [nat] that are one may lie apart, relative to 1 + their size."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One law and what became of it: ``broken`` says how, ``skipped`` why it does not apply."""
+
+    law: str
+    broken: str = ""
+    skipped: str = ""
+
+
+class NotApplicable(Exception):
+    """The model does not claim the ability that a law is about."""
+
+
+def check_model(spec: Spec) -> Iterator[Finding]:
+    """Hold a model against every law, on small data with known truth.
+
+    Args:
+        spec: The model and its parameters; ``n_components`` is 3 unless said.
+
+    Raises:
+        InputError: The model or a parameter is unknown.
+
+    Example:
+        >>> {finding.broken for finding in check_model(Spec("sklearn-em"))}
+        {''}
+    """
+    data = registry.make_dataset("blobs", seed=0, n_samples=200, n_components=3)
+    defaults = {"n_components": 3, "random_state": 0}
+    model = registry.make_model(spec.name, **spec.params)
+    known = model.get_params()
+    asked = {k: v for k, v in defaults.items() if k in known and k not in spec.params}
+    model.set_params(**asked)
+    for law in LAWS:
+        sentence = (law.__doc__ or "").partition("\n")[0].rstrip(".")
+        try:
+            law(clone(model), data)
+        except NotApplicable as reason:
+            yield Finding(sentence, skipped=str(reason))
+        except Exception as error:
+            yield Finding(sentence, broken=str(error) or type(error).__name__)
+        else:
+            yield Finding(sentence)
+
+
+def has_a_line_for_the_list(model: Model, data: Dataset) -> None:
+    """Its docstring begins with a line that can stand in a list, and it has a version."""
+    line = (type(model).__doc__ or "").partition("\n")[0]
+    _expect(0 < len(line) <= 100, f"expected a first line of 1 to 100 characters, got {line!r}")
+    version = getattr(type(model), "version", None)
+    _expect(isinstance(version, str), f"expected a class attribute version, a str, got {version!r}")
+
+
+def fits_and_leaves_the_data_alone(model: Model, data: Dataset) -> None:
+    """`fit` returns the model itself and does not write to X."""
+    X = data.X_train.copy()
+    _expect(model.fit(X) is model, "fit did not return the model itself")
+    _expect(np.array_equal(X, data.X_train), "fit changed X")
+
+
+def is_repeatable(model: Model, data: Dataset) -> None:
+    """Two fits with one random_state end at the same score, and global seeds stay as they are."""
+    before = _global_random_state()
+    scores = [clone(model).fit(data.X_train).score(data.X_test) for _ in range(2)]
+    _expect(scores[0] == scores[1], f"two fits scored {scores[0]!r} and {scores[1]!r}")
+    _expect(before == _global_random_state(), "fit drew from NumPy's global random state")
+
+
+def survives_pickling(model: Model, data: Dataset) -> None:
+    """A pickled copy of the fitted model scores the same."""
+    copy = pickle.loads(pickle.dumps(model.fit(data.X_train)))
+    _expect(copy.score(data.X_test) == model.score(data.X_test), "the copy scores differently")
+
+
+def predicts_components(model: Model, data: Dataset) -> None:
+    """`predict` gives every sample a component's number."""
+    labels = np.asarray(model.fit(data.X_train).predict(data.X_test))
+    _expect(labels.shape == data.X_test.shape[:1], f"got labels of shape {labels.shape}")
+    highest = model.get_params().get("n_components", labels.max() + 1)
+    _expect(
+        labels.dtype.kind in "iu" and labels.min() >= 0 and labels.max() < highest,
+        f"expected integers in [0, {highest}), got {np.unique(labels)}",
+    )
+
+
+def scores_as_the_judge_does(model: Model, data: Dataset) -> None:
+    """`score` is the judge's mean log-likelihood of `mixture_`."""
+    model.fit(data.X_train)
+    if not isinstance(model, MixtureModel):
+        raise NotApplicable("it has no mixture_")
+    _same(model, model.score(data.X_test), gaussian.log_likelihood(model.mixture_, data.X_test))
+
+
+def steps_to_where_it_fits(model: Model, data: Dataset) -> None:
+    """`iter_fit` counts 0, 1, 2 ... and ends where `fit` ends."""
+    if not isinstance(model, IterativeModel):
+        raise NotApplicable("it has no iter_fit")
+    counts = list(model.iter_fit(data.X_train))
+    _expect(counts == list(range(len(counts))), f"expected 0, 1, 2 ..., got {counts[:5]} ...")
+    fitted = clone(model).fit(data.X_train)
+    _same(model, model.score(data.X_test), fitted.score(data.X_test))
+
+
+def begins_where_it_is_told(model: Model, data: Dataset) -> None:
+    """After `start_from(mixture)` the first yield of `iter_fit` is at that mixture."""
+    if not (isinstance(model, StartableModel) and isinstance(model, IterativeModel)):
+        raise NotApplicable("it has no start_from and iter_fit")
+    assert data.truth
+    K, D = data.truth.means.shape
+    start = Mixture(np.full(K, 1 / K), data.truth.means + 0.3, np.repeat(2 * np.eye(D)[None], K, 0))
+    next(iter(model.start_from(start).iter_fit(data.X_train)))
+    _same(model, model.score(data.X_train), gaussian.log_likelihood(start, data.X_train))
+
+
+def refuses_what_is_no_data(model: Model, data: Dataset) -> None:
+    """NaN and one-dimensional data are a ValueError."""
+    broken = data.X_train.copy()
+    broken[3, 1] = np.nan
+    for what, X in {"NaN": broken, "one dimension": data.X_train[:, 0]}.items():
+        try:
+            clone(model).fit(X)
+        except ValueError:
+            continue
+        raise AssertionError(f"{what} was fitted without a word")
+
+
+LAWS: tuple[Callable[[Any, Dataset], None], ...] = (
+    has_a_line_for_the_list,
+    fits_and_leaves_the_data_alone,
+    is_repeatable,
+    survives_pickling,
+    predicts_components,
+    scores_as_the_judge_does,
+    steps_to_where_it_fits,
+    begins_where_it_is_told,
+    refuses_what_is_no_data,
+)
+
+
+def _global_random_state() -> bytes:
+    return pickle.dumps(np.random.get_state())  # noqa: NPY002
+
+
+def _same(model: Model, found: float, expected: float) -> None:
+    tolerance = TOLERANCE[model.get_params().get("dtype", "float64")]
+    _expect(
+        abs(found - expected) <= tolerance * (1 + abs(expected)),
+        f"expected {expected!r} nat, got {found!r}",
+    )
+
+
+def _expect(law: bool, otherwise: str) -> None:
+    if not law:
+        raise AssertionError(otherwise)

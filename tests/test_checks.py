@@ -1,0 +1,129 @@
+"""The laws for plug-ins hold for our own models, and each catches the model that breaks it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import embench
+from embench.checks import check_model
+from embench.cli import main
+from embench.models.em import GaussianMixtureEM
+from embench.types import Spec
+
+FAMILIES = ("full", "tied", "diag", "spherical")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *(Spec(name) for name in embench.models()),
+        *(Spec("em", {"covariance_type": family, "dtype": "float32"}) for family in FAMILIES),
+        *(Spec("sklearn-em", {"covariance_type": family}) for family in FAMILIES),
+    ],
+    ids=str,
+)
+def test_our_own_models_keep_every_law(spec):
+    findings = list(check_model(spec))
+
+    assert [finding for finding in findings if finding.broken] == []
+    assert any("judge" in finding.law and not finding.skipped for finding in findings)
+
+
+class Changer(GaussianMixtureEM):
+    """Writes to its data."""
+
+    def fit(self, X, y=None):
+        X[0] += 1
+        return super().fit(X)
+
+
+class Gambler(GaussianMixtureEM):
+    """Draws from the global random state."""
+
+    def fit(self, X, y=None):
+        np.random.rand()  # noqa: NPY002
+        return super().fit(X)
+
+
+class Braggart(GaussianMixtureEM):
+    """Scores itself higher than the judge does."""
+
+    def score(self, X, y=None):
+        return super().score(X) + 0.1
+
+
+class Laggard(GaussianMixtureEM):
+    """Does one step less when it is watched."""
+
+    def iter_fit(self, X):
+        self.max_iter -= 1
+        yield from super().iter_fit(X)
+
+    def fit(self, X, y=None):
+        for _ in super().iter_fit(X):
+            pass
+        return self
+
+
+class FalseStarter(GaussianMixtureEM):
+    """Begins elsewhere."""
+
+    def start_from(self, start):
+        return self
+
+
+class Swallower(GaussianMixtureEM):
+    """Takes NaN for zero."""
+
+    def fit(self, X, y=None):
+        return super().fit(np.nan_to_num(X))
+
+
+class Fractional(GaussianMixtureEM):
+    """Predicts what are no labels."""
+
+    def predict(self, X):
+        return super().predict(X) + 0.5
+
+
+class Versionless(GaussianMixtureEM):
+    version = None
+
+
+@pytest.mark.parametrize(
+    ("model", "law"),
+    [
+        (Changer, "does not write to X"),
+        (Gambler, "global seeds"),
+        (Braggart, "is the judge's"),
+        (Laggard, "ends where `fit` ends"),
+        (FalseStarter, "at that mixture"),
+        (Swallower, "NaN"),
+        (Fractional, "component's number"),
+        (Versionless, "version"),
+    ],
+)
+def test_a_model_that_breaks_a_law_is_caught_by_it(monkeypatch, model, law):
+    monkeypatch.setattr("embench.registry.load", lambda kind, name: _found(kind, name, model))
+
+    # No tolerance to stop at: one step less is a difference.
+    findings = list(check_model(Spec("theirs", {"max_iter": 4} if model is Laggard else {})))
+
+    assert [f.law for f in findings if f.broken and law in f.law], findings
+
+
+def test_the_command_ends_with_1_for_a_broken_law():
+    good = CliRunner().invoke(main, ["check", "em"])
+    bad = CliRunner().invoke(main, ["check", "bad_models:FalseStarter"])
+
+    assert (good.exit_code, bad.exit_code) == (0, 1)
+    assert "BROKEN After `start_from(mixture)`" in bad.output
+
+
+LOAD = embench.make_model.__globals__["load"]
+
+
+def _found(kind, name, model):
+    return model if kind == "model" else LOAD(kind, name)

@@ -47,8 +47,9 @@ def blobs(
         conditioning: Ratio of the largest to the smallest eigenvalue of every covariance, >= 1;
             for "spherical", of the largest to the smallest variance.
         imbalance: Ratio of the largest to the smallest weight, >= 1.
-        outliers: Share of samples, in [0, 1), replaced by uniform noise with label -1, in the
-            training and in the test data. The truth stays the mixture without them.
+        outliers: Share, in [0, 1), of the samples to fit on that is replaced by uniform noise,
+            labelled -1. The held-out samples stay clean: did the model find the mixture all the
+            same?
         offset: Added to every coordinate [u]: a test of numerical care.
         n_test: Samples to be judged on; None for as many as ``n_samples``.
 
@@ -70,11 +71,9 @@ def blobs(
         means=offset + separation * _means(rng, n_components, n_features),
         covariances=_covariances(rng, n_components, n_features, covariance_type, conditioning),
     )
-    train, test = (
-        _add_outliers(rng, *gaussian.sample(truth, size, rng), outliers)
-        for size in (n_samples, n_test or n_samples)
-    )
-    return Dataset(train[0], test[0], n_components, train[1], test[1], truth)
+    X_train, y_train = _add_outliers(rng, *gaussian.sample(truth, n_samples, rng), outliers)
+    X_test, y_test = gaussian.sample(truth, n_test or n_samples, rng)
+    return Dataset(X_train, X_test, n_components, y_train, y_test, truth)
 
 
 @validate_call

@@ -63,11 +63,10 @@ def run_trial(trial: Trial, *, disposable: bool = False) -> Record:
         try:
             return _run(trial, disposable)
         except Exception as error:
-            status = _status(error)
             return Record(
                 trial=trial,
-                status=status,
-                message=str(error) if status == "diverged" else f"{type(error).__name__}: {error}",
+                status=_status(error),
+                message=_sentence(error),
                 environment=describe(trial.device),
             )
 
@@ -248,6 +247,12 @@ def _log_likelihood(model: Model, X: FloatArray) -> float:
 def _children(seed: int) -> list[np.random.SeedSequence]:
     """Seeds of the data, the model and the start, in this order."""
     return np.random.SeedSequence(seed).spawn(3)
+
+
+def _sentence(error: Exception) -> str:
+    """What was wrong, in one line."""
+    words = " ".join(str(error).split())
+    return words if isinstance(error, Diverged) else f"{type(error).__name__}: {words}"
 
 
 def _status(error: Exception) -> str:

@@ -196,11 +196,11 @@ def em_step(
         Bishop (2006), Pattern Recognition and Machine Learning, eq. 9.23 to 9.27.
 
     Example:
-        >>> one = torch.ones(1, 1)
+        >>> one = torch.ones(1, 1, dtype=torch.float64)
         >>> start = Parameters(one[0], 0 * one, one[:, :, None], one[:, :, None])
-        >>> _, fitted = em_step(torch.tensor([[1.0], [3.0]]), start, FAMILIES["full"])
-        >>> float(fitted.means), round(float(fitted.covariances), 3)
-        (2.0, 1.0)
+        >>> _, fitted = em_step(torch.cat([one, 3 * one]), start, FAMILIES["full"])
+        >>> round(float(fitted.means), 6), round(float(fitted.covariances), 6)
+        (2.0, 1.000001)
     """
     statistics = e_step(X, parameters, family)
     log_likelihood = statistics.total_log_likelihood / X.shape[-2]

@@ -1,0 +1,1 @@
+"""Performance history: `asv run` measures commits, `asv publish` draws what became of them."""

@@ -77,7 +77,7 @@ class Spec:
         for piece in text.split(","):
             left, equals, value = piece.strip().partition("=")
             name, colon, key = left.rpartition(":") if equals else (left, ":", "")
-            if colon and name:
+            if colon:
                 found.append((name, {}))
             if equals and (not found or not key):
                 raise InputError(f"expected NAME:PARAMETER=VALUE,..., got {text!r}")

@@ -6,6 +6,11 @@ import os
 import sys
 from pathlib import Path
 
+# Before NumPy and torch are imported: tests run side by side, and pools that spin on each
+# other's cores take five times as long.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
 import pytest
 
 from embench.types import Spec, Trial

@@ -7,9 +7,12 @@ that a tolerance that is too narrow shows when it is written and not months late
 from __future__ import annotations
 
 import math
+import random
+import sys
 from fractions import Fraction
 
 import numpy as np
+import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
@@ -76,6 +79,13 @@ def expand(covariances, covariance_type, n_components, n_features):
 def permuted(mixture, order) -> Mixture:
     """The same mixture with its components in another order."""
     return Mixture(mixture.weights[order], mixture.means[order], mixture.covariances[order])
+
+
+def global_random_state() -> tuple[str, ...]:
+    """What the next draw from each library's global generator depends on."""
+    with np.printoptions(threshold=sys.maxsize):
+        numpy = repr(np.random.get_state())  # noqa: NPY002
+    return numpy, repr(random.getstate()), repr(torch.get_rng_state().tolist())
 
 
 def exact_log_joint(weight, mean, covariance, x) -> float:

@@ -52,9 +52,7 @@ def test_a_model_that_cannot_take_a_start_is_left_out_and_named(suite):
     assert planned.left_out == (
         "sklearn-vb is left out of same-start: it cannot begin at a given mixture",
     )
-    assert not any(
-        t.model.name == "sklearn-vb" and t.track == "same-start" for t in planned.trials
-    )
+    assert not any(t.model.name == "sklearn-vb" and t.track == "same-start" for t in planned.trials)
 
 
 def test_models_are_interleaved_and_take_turns_in_being_first(suite):

@@ -230,14 +230,18 @@ class GaussianMixtureEM(GaussianMixture):
         self.n_iter_, self.converged_ = run.n_iter, run.converged
         self.lower_bound_, self.lower_bounds_ = run.lower_bound, run.lower_bounds
 
+    def _device(self) -> str:
+        if self.device == "cpu" or torch.cuda.is_available():
+            return "cuda" if self.device == "auto" else self.device
+        if self.device == "auto":
+            return "cpu"
+        raise ValueError("device='cuda': torch finds no CUDA device; use 'cpu' or 'auto'")
+
     def _tensor(self, array: FloatArray) -> Tensor:
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         # torch refuses the negative strides that a side of length 1 may keep, and dislikes
         # memory that it may not write: raveling mends the one, "W" copies where there is the other.
         flat = np.require(np.ravel(array), dtype=self.dtype, requirements="W")
-        return torch.as_tensor(flat, device=device).reshape(np.shape(array))
+        return torch.as_tensor(flat, device=self._device()).reshape(np.shape(array))
 
     def _estimate_weighted_log_prob(self, X: FloatArray, xp: Any = None) -> FloatArray:
         """Log-joint (n_samples, n_components): what scikit-learn's score and predict build on."""

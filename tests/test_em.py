@@ -1,0 +1,550 @@
+"""``em`` obeys the laws of EM, and goes scikit-learn's way step by step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from strategies import (
+    COVARIANCE_TYPES,
+    compact,
+    covariance_types,
+    law,
+    permuted,
+    problems,
+    random_mixture,
+    random_samples,
+)
+
+from embench import gaussian, make_dataset, make_model
+from embench.models import spec
+from embench.types import Mixture
+
+INIT_PARAMS = ("kmeans", "k-means++", "random", "random_from_data")
+
+# Most fits here stop after a given number of steps on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+family_problems = covariance_types.flatmap(
+    lambda family: st.tuples(st.just(family), problems(family))
+)
+
+
+def em(start=None, **params):
+    """An EM that begins at ``start`` and runs all its steps."""
+    model = make_model("em", **{"tol": 0.0, "random_state": 0, **params})
+    if start is None:
+        return model
+    return model.set_params(n_components=start.n_components).start_from(start)
+
+
+def fitted(start, X, **params):
+    """The mixture after ``max_iter`` steps from ``start``."""
+    return em(start, **params).fit(X).mixture_
+
+
+def assert_same(one, other, rtol=1e-9, atol=1e-9):
+    for a, b in zip(vars(one).values(), vars(other).values(), strict=True):
+        assert_allclose(a, b, rtol=rtol, atol=atol)
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    return make_dataset("blobs", seed=1, n_samples=400, n_features=3, n_components=4, separation=3)
+
+
+# The laws
+
+
+@law
+@given(family_problems)
+def test_one_component_has_the_closed_form_likelihood(problem):
+    covariance_type, (_, X) = problem
+    D = X.shape[1]
+    covariance = np.atleast_2d(np.cov(X.T, ddof=0))
+    if covariance_type == "diag":
+        covariance = np.diag(np.diag(covariance))
+    elif covariance_type == "spherical":
+        covariance = np.eye(D) * np.trace(covariance) / D
+
+    model = em(n_components=1, covariance_type=covariance_type, reg_covar=0.0).fit(X)
+
+    closed_form = D / 2 * (1 + np.log(2 * np.pi)) + 0.5 * np.linalg.slogdet(covariance)[1]
+    assert -gaussian.log_likelihood(model.mixture_, X) == pytest.approx(closed_form, rel=1e-10)
+
+
+@law
+@given(family_problems)
+def test_the_judge_never_sees_the_likelihood_fall(problem):
+    covariance_type, (start, X) = problem
+    model = em(start, covariance_type=covariance_type, reg_covar=0.0, max_iter=15)
+
+    likelihoods = [gaussian.log_likelihood(model.mixture_, X) for _ in model.iter_fit(X)]
+
+    assert len(likelihoods) == 16
+    assert np.all(np.diff(likelihoods) >= -1e-9)
+
+
+@law
+@given(family_problems)
+def test_order_of_samples_and_components_changes_nothing(problem):
+    covariance_type, (start, X) = problem
+    order = np.roll(np.arange(start.n_components), 1)
+    params = {"covariance_type": covariance_type, "max_iter": 5}
+    expected = fitted(start, X, **params)
+
+    other = fitted(permuted(start, order), X[::-1], **params)
+
+    assert_same(other, permuted(expected, order), rtol=1e-8, atol=1e-8)
+
+
+@law
+@given(problems(max_features=3))
+def test_a_linear_map_of_the_data_maps_the_fit(problem):
+    start, X = problem
+    A = np.array([[2.0, 1.0, 0.5], [0.0, 3.0, -1.0], [0.0, 0.0, 0.5]])[: X.shape[1], : X.shape[1]]
+    expected = fitted(start, X, reg_covar=0.0, max_iter=5)
+
+    mapped_start = mapped(start, A)
+    other = fitted(mapped_start, X @ A, reg_covar=0.0, max_iter=5)
+
+    assert_same(other, mapped(expected, A), rtol=1e-7, atol=1e-7)
+    shift = np.linalg.slogdet(A)[1]
+    assert gaussian.log_likelihood(other, X @ A) == pytest.approx(
+        gaussian.log_likelihood(expected, X) - shift, abs=1e-9
+    )
+
+
+def mapped(mixture, A):
+    return Mixture(mixture.weights, mixture.means @ A, A.T @ mixture.covariances @ A)
+
+
+@law
+@given(family_problems, st.sampled_from([1e-3, 0.2, 7.0, 1e4]))
+def test_scaling_by_c_shifts_the_nll_by_n_features_log_c(problem, c):
+    covariance_type, (start, X) = problem
+    params = {"covariance_type": covariance_type, "reg_covar": 0.0, "max_iter": 5}
+    expected = fitted(start, X, **params)
+
+    other = fitted(mapped(start, c * np.eye(X.shape[1])), c * X, **params)
+
+    assert gaussian.log_likelihood(other, c * X) == pytest.approx(
+        gaussian.log_likelihood(expected, X) - X.shape[1] * np.log(c), abs=1e-9
+    )
+
+
+@law
+@given(problems())
+def test_full_em_is_the_specification_step_by_step(problem):
+    start, X = problem
+    expected = start
+    model = em(start, reg_covar=spec.JITTER, max_iter=5)
+
+    for n_iter in model.iter_fit(X):
+        if n_iter:
+            expected = spec.em_step(expected, X)
+
+        assert_same(model.mixture_, expected, rtol=1e-10, atol=1e-10)
+
+
+# The start
+
+
+@law
+@given(family_problems)
+def test_a_given_start_is_honoured_exactly(problem):
+    covariance_type, (start, X) = problem
+    model = em(start, covariance_type=covariance_type)
+
+    assert next(model.iter_fit(X)) == 0
+
+    assert_same(model.mixture_, start, rtol=1e-10, atol=1e-12)
+    assert model.score(X) == pytest.approx(gaussian.log_likelihood(start, X), rel=1e-12)
+    assert model.n_iter_ == 0
+
+
+@pytest.mark.parametrize("covariance_type", ["tied", "diag", "spherical"])
+def test_a_start_of_another_family_is_refused(covariance_type, blobs):
+    model = em(covariance_type=covariance_type)
+
+    with pytest.raises(ValueError, match=f"not {covariance_type}"):
+        model.start_from(blobs.truth)
+
+
+@pytest.mark.parametrize("init_params", INIT_PARAMS)
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("max_iter", [1, 4])
+def test_em_goes_scikit_learns_way_step_by_step(max_iter, covariance_type, init_params, blobs):
+    params = {
+        "n_components": 4,
+        "covariance_type": covariance_type,
+        "init_params": init_params,
+        "max_iter": max_iter,
+        "tol": 0.0,
+        "random_state": 3,
+    }
+    expected = GaussianMixture(**params).fit(blobs.X_train)
+
+    model = make_model("em", **params).fit(blobs.X_train)
+
+    for name in ("weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_"):
+        assert getattr(model, name).shape == getattr(expected, name).shape
+        assert_allclose(getattr(model, name), getattr(expected, name), rtol=1e-8, atol=1e-9)
+    assert model.lower_bound_ == pytest.approx(expected.lower_bound_, rel=1e-11)
+    assert model.n_iter_ == expected.n_iter_ == max_iter
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_em_stops_where_scikit_learn_stops(covariance_type, blobs):
+    params = {"n_components": 4, "covariance_type": covariance_type, "random_state": 3}
+    expected = GaussianMixture(**params).fit(blobs.X_train)
+
+    model = make_model("em", **params).fit(blobs.X_train)
+
+    assert (model.n_iter_, model.converged_) == (expected.n_iter_, expected.converged_)
+    assert_allclose(model.lower_bounds_, expected.lower_bounds_, rtol=1e-10)
+    assert model.score(blobs.X_test) == pytest.approx(expected.score(blobs.X_test), rel=1e-9)
+    assert model.bic(blobs.X_test) == pytest.approx(expected.bic(blobs.X_test), rel=1e-9)
+    assert_array_equal(model.predict(blobs.X_test), expected.predict(blobs.X_test))
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_a_partial_start_goes_scikit_learns_way(covariance_type, blobs):
+    params = {
+        "n_components": 4,
+        "covariance_type": covariance_type,
+        "means_init": blobs.truth.means,
+        "max_iter": 3,
+        "tol": 0.0,
+        "random_state": 0,
+    }
+    expected = GaussianMixture(**params).fit(blobs.X_train)
+
+    model = make_model("em", **params).fit(blobs.X_train)
+
+    assert_allclose(model.means_, expected.means_, rtol=1e-9)
+    assert_allclose(model.covariances_, expected.covariances_, rtol=1e-8, atol=1e-10)
+
+
+def test_not_converging_is_a_warning(blobs):
+    model = make_model("em", n_components=4, max_iter=1, random_state=0)
+
+    with pytest.warns(ConvergenceWarning, match="did not converge"):
+        model.fit(blobs.X_train)
+
+    assert not model.converged_
+
+
+# The controls
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_float32_ends_close_to_float64(covariance_type, blobs):
+    params = {"covariance_type": covariance_type, "n_components": 4, "max_iter": 20}
+    double = em(**params).fit(blobs.X_train)
+
+    single = em(**params, dtype="float32").fit(blobs.X_train)
+
+    assert single.means_.dtype == np.float32
+    assert single.mixture_.means.dtype == np.float64
+    assert gaussian.log_likelihood(single.mixture_, blobs.X_test) == pytest.approx(
+        gaussian.log_likelihood(double.mixture_, blobs.X_test), abs=1e-4
+    )
+
+
+def test_restarts_keep_the_best(blobs):
+    params = {"n_components": 4, "init_params": "random_from_data", "max_iter": 8, "tol": 0.0}
+    shared = np.random.RandomState(2)
+    alone = [make_model("em", **params, random_state=shared).fit(blobs.X_train) for _ in range(5)]
+    best = max(alone, key=lambda model: model.lower_bound_)
+    assert best not in (alone[0], alone[-1]), "neither first nor last wins this example"
+
+    model = make_model("em", **params, n_init=5, random_state=np.random.RandomState(2))
+    model.fit(blobs.X_train)
+
+    assert model.lower_bound_ == best.lower_bound_
+    assert_array_equal(model.means_, best.means_)
+
+
+def test_restarts_count_all_their_iterations(blobs):
+    model = em(n_components=4, max_iter=3, n_init=4, init_params="random")
+
+    counted = list(model.iter_fit(blobs.X_train))
+
+    assert max(counted) == 12
+    assert counted == sorted(counted)
+    assert counted[0] == 0
+
+
+def test_bound_of_the_shown_mixture_never_falls_over_restarts(blobs):
+    model = em(n_components=4, max_iter=4, n_init=5, init_params="random_from_data")
+
+    bounds = [model.lower_bound_ for _ in model.iter_fit(blobs.X_train)]
+
+    assert np.all(np.diff(bounds[1:]) >= -1e-9)
+
+
+def test_warm_start_continues(blobs):
+    start = random_mixture(np.random.default_rng(0), 4, 3)
+    expected = fitted(start, blobs.X_train, max_iter=6)
+    model = em(start, max_iter=3, warm_start=True)
+
+    model.fit(blobs.X_train).fit(blobs.X_train)
+
+    assert_same(model.mixture_, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_without_warm_start_a_second_fit_begins_again(blobs):
+    start = random_mixture(np.random.default_rng(0), 4, 3)
+    expected = fitted(start, blobs.X_train, max_iter=3)
+    model = em(start, max_iter=3)
+
+    model.fit(blobs.X_train).fit(blobs.X_train)
+
+    assert_same(model.mixture_, expected, rtol=0, atol=0)
+
+
+def test_no_iterations_leave_the_start(blobs):
+    start = random_mixture(np.random.default_rng(0), 4, 3)
+
+    model = em(start, max_iter=0).fit(blobs.X_train)
+
+    assert model.n_iter_ == 0
+    assert_same(model.mixture_, start, rtol=1e-12, atol=1e-12)
+
+
+def test_reg_covar_is_added_to_every_variance(blobs):
+    small = em(n_components=1, reg_covar=0.0, max_iter=1).fit(blobs.X_train)
+
+    large = em(n_components=1, reg_covar=2.5, max_iter=1).fit(blobs.X_train)
+
+    assert_allclose(large.covariances_ - small.covariances_, 2.5 * np.eye(3)[None], atol=1e-10)
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_precisions_are_the_inverses_of_covariances(covariance_type, blobs):
+    model = em(n_components=4, covariance_type=covariance_type, max_iter=3).fit(blobs.X_train)
+
+    if covariance_type in ("diag", "spherical"):
+        assert_allclose(model.precisions_ * model.covariances_, 1.0, rtol=1e-12)
+    else:
+        product = model.precisions_ @ model.covariances_
+        assert_allclose(product, np.broadcast_to(np.eye(3), product.shape), atol=1e-9)
+    assert_allclose(compact(model.mixture_.covariances, covariance_type), model.covariances_)
+
+
+@pytest.mark.parametrize(
+    ("params", "sentence"),
+    [
+        ({"device": "gpu"}, "'device' parameter"),
+        ({"dtype": "float16"}, "'dtype' parameter"),
+        ({"covariance_type": "round"}, "'covariance_type' parameter"),
+        ({"n_components": 0}, "'n_components' parameter"),
+        ({"reg_covar": -1.0}, "'reg_covar' parameter"),
+        ({"n_components": 9}, "n_components = 9, n_samples = 8"),
+        ({"n_components": 2, "weights_init": [0.7, 0.7]}, "weights"),
+        ({"n_components": 2, "means_init": [[0.0]]}, "means"),
+    ],
+)
+def test_a_bad_parameter_is_an_error_before_the_first_step(params, sentence):
+    model = make_model("em", **params)
+
+    with pytest.raises(ValueError, match=sentence):
+        model.fit(np.random.default_rng(0).standard_normal((8, 2)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_cuda_ends_where_the_cpu_ends(covariance_type, blobs):
+    params = {"covariance_type": covariance_type, "n_components": 4, "max_iter": 20}
+    expected = em(**params).fit(blobs.X_train).mixture_
+
+    model = em(**params, device="cuda").fit(blobs.X_train)
+
+    assert_same(model.mixture_, expected, rtol=1e-8, atol=1e-8)
+
+
+# Hard data
+
+
+def hard_data():
+    rng = np.random.default_rng(0)
+    normal = rng.standard_normal
+    return {
+        "all rows equal": np.ones((20, 3)),
+        "two points, many times": np.repeat(normal((2, 3)), 10, axis=0),
+        "constant column": np.column_stack([normal((30, 2)), np.full(30, 7.0)]),
+        "fewer samples than features": normal((5, 12)),
+        "as many samples as components": normal((3, 2)),
+        "two samples": normal((3, 1)),
+        "one feature": normal((40, 1)),
+        "collinear": np.outer(normal(30), [1.0, 2.0, 3.0]),
+        "heavy tails": rng.standard_cauchy((60, 2)) ** 3,
+        "tiny": 1e-9 * normal((40, 2)),
+        "huge": 1e9 * normal((40, 2)),
+        "unequal units": normal((60, 2)) * [1e-6, 1e6],
+        "one outlier at 1e8": np.vstack([normal((40, 2)), [[1e8, 1e8]]]),
+    }
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("name", hard_data())
+def test_hard_data_are_fitted_or_refused_with_a_sentence(name, covariance_type, dtype):
+    X = hard_data()[name]
+    model = make_model(
+        "em", n_components=3, covariance_type=covariance_type, dtype=dtype, random_state=0
+    )
+
+    refusal = error_of(model, X)
+
+    if refusal:
+        assert len(refusal.split()) > 5, "a sentence"
+    else:
+        for part in vars(model.mixture_).values():
+            assert np.all(np.isfinite(part))
+        assert np.isfinite(model.score(X))
+
+
+def error_of(model, X) -> str:
+    """What a fit says against X; nothing where it goes well."""
+    try:
+        model.fit(X)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_what_can_be_fitted_is_fitted(covariance_type):
+    for name in ("constant column", "two points, many times", "one feature", "collinear"):
+        X = hard_data()[name]
+
+        model = em(n_components=2, covariance_type=covariance_type, max_iter=5).fit(X)
+
+        assert np.isfinite(gaussian.log_likelihood(model.mixture_, X)), name
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_data_far_from_the_origin_are_fitted_as_if_near(covariance_type):
+    rng = np.random.default_rng(1)
+    start = random_mixture(rng, 3, 2, covariance_type)
+    X = random_samples(rng, start, 300)
+    expected = fitted(start, X, covariance_type=covariance_type, max_iter=10)
+
+    there = Mixture(start.weights, start.means + 1e6, start.covariances)
+    other = fitted(there, X + 1e6, covariance_type=covariance_type, max_iter=10)
+
+    # Samples near 1e6 are rounded by 1e-10; a second moment about the origin would lose 1e-4.
+    assert_allclose(other.covariances, expected.covariances, rtol=1e-7, atol=1e-7)
+    assert_allclose(other.means - 1e6, expected.means, atol=1e-7)
+
+
+def test_reversed_views_are_samples_like_others():
+    # A side of length 1 keeps its negative stride, which torch does not take.
+    X = np.random.default_rng(3).standard_normal((30, 1))[:, ::-1]
+
+    model = em(n_components=2, max_iter=2).fit(X)
+
+    assert model.score(X) == em(n_components=2, max_iter=2).fit(X.copy()).score(X.copy())
+
+
+def test_data_far_from_the_origin_are_found_without_a_start():
+    data = make_dataset("blobs", seed=0, n_features=2, n_components=3, separation=6, offset=1e6)
+
+    model = make_model("em", n_components=3, random_state=0).fit(data.X_train)
+
+    excess = gaussian.log_likelihood(data.truth, data.X_test) - gaussian.log_likelihood(
+        model.mixture_, data.X_test
+    )
+    # 17 parameters cost 17 / (2 * 1000) nat on average.
+    assert -0.05 < excess < 0.05
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_a_component_that_dies_leaves_a_mixture(covariance_type):
+    rng = np.random.default_rng(2)
+    start = random_mixture(rng, 3, 2, covariance_type)
+    means = start.means.copy()
+    X = random_samples(rng, start, 200)
+    means[1] = 1e5
+
+    model = em(
+        Mixture(start.weights, means, start.covariances),
+        covariance_type=covariance_type,
+        max_iter=10,
+    ).fit(X)
+
+    assert np.all(np.isfinite(model.means_))
+    assert np.all(np.isfinite(model.covariances_))
+    assert np.all(np.isfinite(model.precisions_cholesky_))
+    assert model.weights_[1] < 1e-12
+    assert np.isfinite(gaussian.log_likelihood(model.mixture_, X))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_samples_that_are_not_finite_are_refused(value):
+    X = np.ones((10, 2))
+    X[3, 1] = value
+
+    with pytest.raises(ValueError, match=r"NaN|infinity"):
+        make_model("em").fit(X)
+
+
+# A known optimum: the smallest total NLL on the demonstration's own sample, found by an
+# independent float64 program and printed with 6 decimals. reg_covar moves it by less than 1e-8.
+OPTIMUM = 4682.152574
+
+
+def total_nll(model, X):
+    return -len(X) * gaussian.log_likelihood(model.mixture_, X)
+
+
+@pytest.mark.parametrize("name", ["em", "sklearn-em", "spec-em"])
+def test_known_optimum_is_reached_from_a_good_start(name):
+    data = make_dataset("three-gaussians", seed=7)
+    params = {} if name == "spec-em" else {"tol": 0.0}
+    model = make_model(name, n_components=3, max_iter=300, **params).start_from(data.truth)
+
+    model.fit(data.X_train)
+
+    assert total_nll(model, data.X_train) == pytest.approx(OPTIMUM, rel=0, abs=1e-6)
+    assert_allclose(sorted(model.weights_), [0.2539, 0.3417, 0.4043], atol=5e-5)
+    means = model.means_[np.argsort(model.weights_)]
+    assert_allclose(means, [[0.048, 4.958], [4.920, -0.036], [0.013, 0.079]], atol=6e-4)
+
+
+@pytest.mark.parametrize("init_params", INIT_PARAMS)
+def test_known_optimum_is_never_beaten(init_params):
+    data = make_dataset("three-gaussians", seed=7)
+    nlls = []
+
+    for random_state in range(5):
+        model = em(n_components=3, init_params=init_params, random_state=random_state, max_iter=200)
+        nlls.append(total_nll(model.fit(data.X_train), data.X_train))
+
+    assert min(nlls) > OPTIMUM - 1e-6
+    assert min(nlls) < OPTIMUM + 1.0
+
+
+def test_verbose_is_silent_by_default(blobs, capsys):
+    em(n_components=2, max_iter=2).fit(blobs.X_train)
+
+    assert capsys.readouterr().out == ""
+
+
+def test_a_gpu_that_is_not_there_is_said_and_auto_does_without(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    X = np.random.default_rng(0).normal(size=(30, 2))
+
+    with pytest.raises(ValueError, match="torch finds no CUDA device"):
+        GaussianMixtureEM(device="cuda").fit(X)
+    fitted = GaussianMixtureEM(device="auto").fit(X)
+
+    assert np.isfinite(fitted.means_).all()

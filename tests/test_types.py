@@ -1,0 +1,191 @@
+"""The nouns read and write themselves without loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import asdict, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import law
+
+from embench.types import SCHEMA, InputError, Record, Spec, Trial
+
+words = st.from_regex(r"[a-z][a-z0-9_.-]{0,8}", fullmatch=True)
+values = st.one_of(
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.booleans(),
+    st.none(),
+    words,
+).filter(lambda value: value not in ("true", "false", "null"))
+specs = st.builds(Spec, words, st.dictionaries(words, values, max_size=4))
+trials = st.builds(
+    Trial,
+    dataset=st.builds(Spec, words, st.dictionaries(words, values, max_size=3), words),
+    model=st.builds(Spec, words, st.dictionaries(words, values, max_size=3), words),
+    track=st.sampled_from(["same-start", "budget", "default"]),
+    seed=st.integers(0, 10**6),
+    device=st.sampled_from(["cpu", "cuda"]),
+    dtype=st.sampled_from(["float64", "float32"]),
+    threads=st.integers(1, 64),
+    time_limit=st.floats(0.1, 1e4),
+)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+records = st.builds(
+    Record,
+    trial=trials,
+    status=st.sampled_from(["ok", "diverged", "timeout"]),
+    metrics=st.dictionaries(words, finite, max_size=4),
+    curve=st.lists(st.tuples(finite, st.integers(0, 1000), finite), max_size=4).map(tuple),
+    sizes=st.dictionaries(words, st.integers(1, 10**6), max_size=3),
+    message=st.text(max_size=20),
+    environment=st.dictionaries(words, st.one_of(words, st.integers()), max_size=3),
+)
+
+TRIAL = Trial(
+    dataset=Spec("blobs", {"n_samples": 100}, "1"),
+    model=Spec("em", {"tol": 0.1}, "2"),
+    track="default",
+    seed=3,
+)
+
+
+# Specs
+
+
+@law
+@given(st.lists(specs, min_size=1, max_size=4))
+def test_specs_survive_the_command_line(written):
+    text = ",".join(map(str, written))
+
+    assert Spec.parse(text) == written
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("em", [Spec("em")]),
+        ("em,spec-em", [Spec("em"), Spec("spec-em")]),
+        ("em:tol=0", [Spec("em", {"tol": 0})]),
+        ("em:tol=1e-3,n_init=2", [Spec("em", {"tol": 1e-3, "n_init": 2})]),
+        ("em:tol=0,spec-em", [Spec("em", {"tol": 0}), Spec("spec-em")]),
+        ("em:a=1,em:a=2", [Spec("em", {"a": 1}), Spec("em", {"a": 2})]),
+        ("em:a=true,b=null,c=word", [Spec("em", {"a": True, "b": None, "c": "word"})]),
+        (" em:a=1 , spec-em ", [Spec("em", {"a": 1}), Spec("spec-em")]),
+        ("a.b:C", [Spec("a.b:C")]),
+        ("a.b:C:tol=0", [Spec("a.b:C", {"tol": 0})]),
+        ("data/x.csv:label=kind", [Spec("data/x.csv", {"label": "kind"})]),
+        ("x.csv:drop=a+b", [Spec("x.csv", {"drop": "a+b"})]),
+        ("em:a=b=c", [Spec("em", {"a": "b=c"})]),
+    ],
+)
+def test_specs_are_read_as_the_command_line_means_them(text, expected):
+    assert Spec.parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", ",", "tol=0", ":tol=0", "em:=3", "em:tol=0,=3"])
+def test_text_that_names_nothing_is_refused_and_repeated(text):
+    with pytest.raises(InputError, match="expected") as refusal:
+        Spec.parse(text)
+
+    assert repr(text) in str(refusal.value)
+
+
+def test_a_file_goes_by_its_name_without_its_folder():
+    assert str(Spec("/home/me/data.csv", {"label": "kind"})) == "data.csv:label=kind"
+
+
+# Trials
+
+
+CHANGES = {
+    "dataset": Spec("iris", {}, "1"),
+    "model": Spec("spec-em", {}, "2"),
+    "track": "budget",
+    "seed": 4,
+    "device": "cuda",
+    "dtype": "float32",
+    "threads": 2,
+    "time_limit": 30.0,
+}
+
+
+def test_every_field_of_a_trial_is_tried_below():
+    assert set(CHANGES) == {field.name for field in dataclasses.fields(Trial)}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_id_changes_with_every_field(field):
+    assert replace(TRIAL, **{field: CHANGES[field]}).id != TRIAL.id
+
+
+@pytest.mark.parametrize("part", ["dataset", "model"])
+@pytest.mark.parametrize(
+    "change", [{"params": {}}, {"params": {"tol": 0.2, "n_samples": 101}}, {"version": "9"}]
+)
+def test_id_changes_with_parameters_and_versions(part, change):
+    changed = replace(TRIAL, **{part: replace(getattr(TRIAL, part), **change)})
+
+    assert changed.id != TRIAL.id
+
+
+@law
+@given(trials, trials)
+def test_id_tells_trials_apart_and_equal_ones_not(one, other):
+    assert (one.id == other.id) == (one == other)
+    assert Trial.from_json(asdict(one)).id == one.id
+
+
+def test_id_does_not_depend_on_the_order_of_parameters():
+    one = replace(TRIAL, model=Spec("em", {"a": 1, "b": 2}))
+    other = replace(TRIAL, model=Spec("em", {"b": 2, "a": 1}))
+
+    assert one.id == other.id
+
+
+def test_id_is_readable_and_fit_for_a_file_name():
+    trial = replace(TRIAL, dataset=Spec("/data/my file.csv"), model=Spec("a.b:C"))
+
+    assert trial.id.startswith("a.b-C-my-file-default-s3-")
+    assert "/" not in trial.id
+
+
+@law
+@given(trials)
+def test_trials_survive_json(trial):
+    assert Trial.from_json(json.loads(json.dumps(asdict(trial)))) == trial
+
+
+# Records
+
+
+@law
+@given(records)
+def test_records_survive_json(record):
+    assert Record.from_json(json.loads(json.dumps(record.to_json()))) == record
+
+
+def test_a_record_is_written_with_its_schema_and_id():
+    written = Record(trial=TRIAL, status="ok").to_json()
+
+    assert written["schema"] == SCHEMA
+    assert written["id"] == TRIAL.id
+
+
+@pytest.mark.parametrize("schema", [0, SCHEMA + 1, str(SCHEMA)])
+def test_a_record_of_another_schema_is_refused_with_both_numbers(schema):
+    written = {**Record(trial=TRIAL, status="ok").to_json(), "schema": schema}
+
+    with pytest.raises(ValueError, match=f"expected schema {SCHEMA}, got schema {schema}"):
+        Record.from_json(written)
+
+
+@pytest.mark.parametrize("value", [Spec("em"), TRIAL, Record(trial=TRIAL, status="ok")])
+def test_values_are_frozen(value):
+    field = dataclasses.fields(value)[0].name
+
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(value, field, None)

@@ -544,7 +544,7 @@ def test_a_gpu_that_is_not_there_is_said_and_auto_does_without(monkeypatch):
     X = np.random.default_rng(0).normal(size=(30, 2))
 
     with pytest.raises(ValueError, match="torch finds no CUDA device"):
-        GaussianMixtureEM(device="cuda").fit(X)
-    fitted = GaussianMixtureEM(device="auto").fit(X)
+        make_model("em", device="cuda").fit(X)
+    fitted = make_model("em", device="auto").fit(X)
 
     assert np.isfinite(fitted.means_).all()

@@ -10,6 +10,7 @@ bench: .venv/ready
 
 # The run and the figure that README shows.
 baseline: .venv/ready
+	rm -rf results/baseline
 	$(BIN)/embench run quick --out results/baseline
 	$(BIN)/embench compare results/baseline --out .baseline-report
 	cp .baseline-report/figures/same-start-quality-against-time.png results/baseline/quality-against-time.png

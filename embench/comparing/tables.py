@@ -19,6 +19,9 @@ from embench.types import TRACKS
 MAIN_METRICS = ("nll", "excess_nll", "ami", "fit_seconds", "peak_memory")
 """What a narrow table shows."""
 
+OVERALL = "Over all datasets"
+"""The title of the lines that answer first, or last on a terminal, where the end is seen."""
+
 NOTHING = "Nothing to compare: no trial finished."
 LEGEND = "↓ lower is better, ↑ higher is better; ± is the standard deviation over seeds."
 
@@ -170,7 +173,7 @@ def closing_groups(comparison: Comparison) -> list[tuple[str, list[str]]]:
     overall = [f"{item.track}: {words.overall_sentence(item)}" for item in comparison.overall]
     failures = [words.failure_sentence(item) for item in comparison.failures]
     groups = {
-        "Over all datasets": overall,
+        OVERALL: overall,
         "Excess NLL": _reference_lines(comparison),
         "Failed trials": failures,
         "Notes": list(comparison.notes),

@@ -237,7 +237,7 @@ def _signed(value: float) -> str:
 
 def _difference(value: float) -> str:
     """Two significant digits; what is below a millionth counts as nothing."""
-    return significant(round(value, 6), 2)
+    return significant(round(value, 6) + 0.0, 2)  # plus nothing: no minus before a zero
 
 
 def _ratio(value: float) -> str:

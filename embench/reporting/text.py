@@ -109,15 +109,21 @@ def markdown(comparison: Comparison, figures: Iterable[str] = ()) -> str:
         parts += [tables.NOTHING, ""]
     else:
         parts += [tables.LEGEND, ""]
+    groups = dict(tables.closing_groups(comparison))
+    parts += _markdown_group(tables.OVERALL, groups.pop(tables.OVERALL, []))
     for track, datasets in by_track(comparison):
         parts += [f"## {_escaped(tables.track_title(track))}", ""]
         for dataset in datasets:
             parts += _markdown_section(comparison, track, dataset)
-    for title, lines in tables.closing_groups(comparison):
-        parts += [f"## {title}", "", *(f"- {_escaped(line)}" for line in lines), ""]
+    for title, lines in groups.items():
+        parts += _markdown_group(title, lines)
     for path in figures:
         parts += [f"![{PurePath(path).stem}]({path})", ""]
     return "\n".join(parts)
+
+
+def _markdown_group(title: str, lines: list[str]) -> list[str]:
+    return [f"## {title}", "", *(f"- {_escaped(line)}" for line in lines), ""] if lines else []
 
 
 def csv(comparison: Comparison) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -28,20 +28,13 @@ NOT_CONVERGED = (
 
 @dataclass(frozen=True)
 class _Run:
-    """One restart as far as it has come; ``before`` is the bound [nat] it continues from."""
+    """One restart as far as it has come; ``lower_bounds`` [nat] grows with the restart."""
 
     parameters: Parameters
-    lower_bounds: list[float] = field(default_factory=list)
-    before: float = -np.inf
+    lower_bounds: list[float]
+    lower_bound: float
+    n_iter: int = 0
     converged: bool = False
-
-    @property
-    def n_iter(self) -> int:
-        return len(self.lower_bounds)
-
-    @property
-    def lower_bound(self) -> float:
-        return self.lower_bounds[-1] if self.lower_bounds else self.before
 
 
 class GaussianMixtureEM(GaussianMixture):
@@ -187,17 +180,15 @@ class GaussianMixtureEM(GaussianMixture):
     def _iterate(self, X: FloatArray, before: float) -> Iterator[_Run]:
         """EM from the model's present parameters: the start, then one run per iteration."""
         samples, family = self._tensor(X), FAMILIES[self.covariance_type]
-        run = _Run(self._parameters(), before=before)
+        run = _Run(self._parameters(), [], before)
         yield run
         while run.n_iter < self.max_iter and not run.converged:
-            bound, parameters = engine.em_step(samples, run.parameters, family, self.reg_covar)
-            change = float(bound) - run.lower_bound
-            run = replace(
-                run,
-                parameters=parameters,
-                lower_bounds=[*run.lower_bounds, float(bound)],
-                converged=abs(change) < self.tol,
-            )
+            mean, parameters = engine.em_step(samples, run.parameters, family, self.reg_covar)
+            bound = float(mean)
+            change = bound - run.lower_bound
+            run.lower_bounds.append(bound)
+            converged = abs(change) < self.tol
+            run = _Run(parameters, run.lower_bounds, bound, run.n_iter + 1, converged)
             self._print_verbose_msg_iter_end(run.n_iter, change)
             yield run
 

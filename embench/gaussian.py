@@ -11,6 +11,10 @@ from scipy.special import logsumexp
 
 from embench.types import FloatArray, IntArray, Mixture
 
+AGREEMENT = {"float64": 1e-9, "float32": 1e-3}
+"""How far two computations of one log-likelihood [nat] may lie apart, relative to 1 + its size, by
+the precision of the less precise one."""
+
 ROWS = 8192
 """Samples per block: bounds the judge's memory at ROWS * n_components * 8 bytes and a little."""
 
@@ -72,6 +76,16 @@ def log_likelihoods(mixture: Mixture, X: FloatArray) -> FloatArray:
 def log_likelihood(mixture: Mixture, X: FloatArray) -> float:
     """Mean log-likelihood per sample [nat]; see `log_joint` for units and errors."""
     return float(log_likelihoods(mixture, X).mean())
+
+
+def agree(found: float, expected: float, dtype: str = "float64") -> bool:
+    """Whether two log-likelihoods [nat] are one, computed in ``dtype`` or better.
+
+    >>> agree(-3.0, -3.0 - 1e-12), agree(-3.0, -3.001), agree(-3.0, -3.001, "float32")
+    (True, False, True)
+    """
+    tolerance = AGREEMENT.get(dtype, AGREEMENT["float32"])
+    return bool(abs(found - expected) <= tolerance * (1 + abs(expected)))
 
 
 def responsibilities(mixture: Mixture, X: FloatArray) -> FloatArray:

@@ -115,7 +115,8 @@ class Dataset:
 
     Shapes: ``X_train`` and ``X_test`` (n_samples, n_features) [u]; labels (n_samples,), where -1
     marks a sample that belongs to no component and is left out of label metrics. ``n_components``
-    is None where nobody knows how many to look for: the models have to be told.
+    is None where nobody knows how many to look for: the models have to be told. ``n_table`` is the
+    number of rows of the table that every seed splits anew, None where each seed draws new data.
     """
 
     X_train: FloatArray
@@ -124,6 +125,7 @@ class Dataset:
     y_train: IntArray | None = None
     y_test: IntArray | None = None
     truth: Mixture | None = None
+    n_table: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +161,8 @@ class Record:
     """What one trial gave: a status, the metrics that exist, and where it was measured.
 
     ``curve`` holds (seconds, n_iter, held-out NLL [nat]) at selected iterations. ``sizes`` are
-    those of the data: n_samples, n_features, n_components. A metric that does not exist (AMI
+    those of the data: n_samples, n_features, n_components, n_test, and n_table where seeds split
+    one table. A metric that does not exist (AMI
     without labels, GPU memory without a GPU) is absent, never NaN.
     """
 

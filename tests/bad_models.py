@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 from sklearn.base import BaseEstimator
+from threadpoolctl import threadpool_limits
 
 from embench.models.em import GaussianMixtureEM
 from embench.types import Mixture
@@ -112,3 +113,30 @@ class FalseStarter(GaussianMixtureEM):
 
     def start_from(self, start):
         return self
+
+
+class BadlyWatched(GaussianMixtureEM):
+    """Fits well, and fails as soon as somebody looks on."""
+
+    def fit(self, X, y=None):
+        for _ in super().iter_fit(X):
+            pass
+        return self
+
+    def iter_fit(self, X):
+        yield 0
+
+
+class NumpyCounter(GaussianMixtureEM):
+    """Counts in NumPy's integers."""
+
+    def iter_fit(self, X):
+        yield from map(np.int64, super().iter_fit(X))
+
+
+class Threader(GaussianMixtureEM):
+    """Takes more threads than it was given."""
+
+    def fit(self, X, y=None):
+        threadpool_limits(2)
+        return super().fit(X)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from strategies import (
@@ -548,3 +549,20 @@ def test_a_gpu_that_is_not_there_is_said_and_auto_does_without(monkeypatch):
     fitted = make_model("em", device="auto").fit(X)
 
     assert np.isfinite(fitted.means_).all()
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("init_params", ["kmeans", "random"])
+def test_a_start_of_its_own_does_not_suffer_from_a_far_origin(covariance_type, init_params):
+    near = make_dataset("blobs", seed=0).X_train
+    # 2^26 is added without rounding only to samples on a grid, so put both on it.
+    near = np.round(near * 2**20) / 2**20
+    model = make_model(
+        "em", n_components=3, covariance_type=covariance_type, init_params=init_params,
+        random_state=0, max_iter=20, tol=0,
+    )  # fmt: skip
+
+    with pytest.warns(ConvergenceWarning):
+        here, there = (clone(model).fit(near + offset) for offset in (0.0, 2.0**26))
+
+    assert_allclose(there.score(near + 2.0**26), here.score(near), rtol=1e-6)

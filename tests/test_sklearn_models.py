@@ -113,3 +113,29 @@ def test_lower_bound_is_older_than_the_mixture(data):
     model.fit(data.X_train)
 
     assert model.lower_bound_ < gaussian.log_likelihood(model.mixture_, data.X_train) - 1e-6
+
+
+@pytest.mark.parametrize("name", ["em", "sklearn-em"])
+def test_watched_and_not_no_iteration_at_all_is_the_start(name):
+    X = np.random.default_rng(0).normal(size=(60, 2))
+    watched, fitted = (make_model(name, n_components=2, random_state=0, max_iter=0) for _ in "ab")
+
+    counts = list(watched.iter_fit(X))
+    fitted.fit(X)
+
+    assert counts == [0]
+    assert_array_equal(watched.means_, fitted.means_)
+
+
+@pytest.mark.parametrize("name", ["em", "sklearn-em"])
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_watched_and_not_a_warm_start_goes_on_alike(name):
+    X = np.random.default_rng(0).normal(size=(200, 2))
+    settings = {"n_components": 3, "random_state": 0, "max_iter": 3, "tol": 0, "warm_start": True}
+    watched, fitted = (make_model(name, **settings).fit(X) for _ in "ab")
+
+    for _ in watched.iter_fit(X):
+        pass
+    fitted.fit(X)
+
+    assert_array_equal(watched.means_, fitted.means_)

@@ -60,4 +60,5 @@ def split(
         n_components=n_components,
         y_train=None if labels is None else labels[train],
         y_test=None if labels is None else labels[test],
+        n_table=len(X),
     )

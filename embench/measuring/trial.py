@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from embench.metrics import Outcome, judge
 from embench.types import (
     Dataset,
     FloatArray,
+    InputError,
     IterativeModel,
     MixtureModel,
     Model,
@@ -37,11 +39,9 @@ ENOUGH_SECONDS = 0.5
 WARM_UP_SAMPLES = 2000
 WARM_UP_ITERATIONS = 2
 
-START_TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
-"""How far a model's likelihood at a given start may lie from the judge's, relative to 1 + |it|."""
-
-GRACE = 1.1
-"""A fit is killed this many time limits after its start: one that stops itself in time may end."""
+GRACE = {"same-start": 1.1, "budget": 2.0, "default": 1.1}
+"""A fit is killed this many time limits after its start. On the budget track a last iteration may
+come to its end: the harness stops pulling where another one like it would overrun."""
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Unable to allocate")
 
@@ -76,6 +76,7 @@ def prepared(trial: Trial, *, disposable: bool = False) -> tuple[Dataset, FloatA
 
     `run_trial` clocks the fits of clones of this model; a loop of another's making can, too.
     """
+    _check_versions(trial)
     data = registry.make_dataset(trial.dataset.name, seed=trial.seed, **trial.dataset.params)
     X = np.ascontiguousarray(data.X_train, dtype=trial.dtype)
     model = _configured(trial, data)
@@ -87,33 +88,67 @@ def prepared(trial: Trial, *, disposable: bool = False) -> tuple[Dataset, FloatA
 
 def _run(trial: Trial, disposable: bool) -> Record:
     data, X, model = prepared(trial, disposable=disposable)
-    fitted, readings = _timed_pass(trial, model, X, disposable)
-    n_iter = getattr(fitted, "n_iter_", None)
+    fitted, pulled, readings = _timed_pass(trial, model, X, disposable)
+    nll = _nll(fitted, data.X_test)
+    curve, n_iter, complaint = _curve(trial, model, X, data, pulled)
     outcome = Outcome(
         dataset=data,
-        nll=_nll(fitted, data.X_test),
+        nll=nll,
         labels=fitted.predict(data.X_test.astype(trial.dtype)),
-        n_iter=n_iter,
+        n_iter=n_iter or pulled or getattr(fitted, "n_iter_", None),
         fit_seconds=median(reading.seconds for reading in readings),
         cpu_seconds=median(reading.cpu_seconds for reading in readings),
         peak_memory=readings[0].peak_memory,
         gpu_peak_memory=readings[0].gpu_peak_memory,
     )
-    # A model told never to stop early (tol = 0) has nothing to report.
-    converged = getattr(fitted, "converged_", True) or model.get_params().get("tol") == 0
+    environment = describe(trial.device)
+    remarks = (_on_convergence(trial, fitted), _on_threads(trial, environment), complaint)
     return Record(
         trial=trial,
         status="ok",
         metrics=judge(outcome),
-        curve=tuple(_curve(trial, model, X, data, n_iter)),
-        sizes={
-            "n_samples": X.shape[0],
-            "n_features": X.shape[1],
-            "n_components": int(model.get_params().get("n_components") or data.n_components or 0),
-        },
-        message="" if converged else f"not converged after {n_iter} iterations",
-        environment=describe(trial.device),
+        curve=curve,
+        sizes=_sizes(data, X, model),
+        message="; ".join(filter(None, remarks)),
+        environment=environment,
     )
+
+
+def _check_versions(trial: Trial) -> None:
+    """See that code and data are still those of the plan: else a record would lie.
+
+    Raises:
+        InputError: They are not.
+    """
+    for kind, spec in (("dataset", trial.dataset), ("model", trial.model)):
+        if spec.version and registry.version(kind, spec) != spec.version:
+            raise InputError(f"{kind} {spec} has changed since the run was planned; run it again")
+
+
+def _sizes(data: Dataset, X: FloatArray, model: Model) -> dict[str, int]:
+    """Sizes of the data fitted; those that nobody knows are absent."""
+    sizes = {
+        "n_samples": X.shape[0],
+        "n_features": X.shape[1],
+        "n_components": model.get_params().get("n_components") or data.n_components,
+        "n_test": len(data.X_test),
+        "n_table": data.n_table,
+    }
+    return {name: int(size) for name, size in sizes.items() if size is not None}
+
+
+def _on_convergence(trial: Trial, fitted: Model) -> str:
+    """A remark if the model stopped short of its own tolerance, unless it was told to."""
+    told = trial.track == "budget" or fitted.get_params().get("tol") == 0
+    if told or getattr(fitted, "converged_", True):
+        return ""
+    return f"not converged after {getattr(fitted, 'n_iter_', 'all its')} iterations"
+
+
+def _on_threads(trial: Trial, environment: Mapping[str, Any]) -> str:
+    """A remark if the fit ended with another number of threads than it was given."""
+    found = environment["blas_threads"]
+    return "" if found == trial.threads else f"ran in {found} threads instead of {trial.threads}"
 
 
 def _configured(trial: Trial, data: Dataset) -> Model:
@@ -147,12 +182,13 @@ def _begin_at_start(model: Model, X: FloatArray, trial: Trial) -> None:
     start = starting_mixture(samples, model.get_params()["n_components"], start_seed)
     assert isinstance(model, StartableModel)
     model.start_from(start)
+    if "n_init" in model.get_params():
+        model.set_params(n_init=1)  # restarts from one start are one restart, many times
     twin = clone(model)
     next(stream := twin.iter_fit(X))
     found, expected = twin.score(X), gaussian.log_likelihood(start, samples)
     stream.close()
-    tolerance = START_TOLERANCE[model.get_params().get("dtype", trial.dtype)]
-    if not abs(found - expected) <= tolerance * (1 + abs(expected)):
+    if not gaussian.agree(found, expected, model.get_params().get("dtype", trial.dtype)):
         raise RuntimeError(
             f"the model does not begin at the given start: its log-likelihood there is {found:g}, "
             f"the judge's {expected:g}"
@@ -165,48 +201,86 @@ def _warm_up(trial: Trial, model: Model, X: FloatArray, disposable: bool) -> Non
     if "max_iter" in twin.get_params():
         twin.set_params(max_iter=WARM_UP_ITERATIONS)
     # What is wrong with the model comes to light in the timed pass.
-    with _killed_after(trial.time_limit, disposable), suppress(Exception):
+    with _killed_after(trial, disposable), suppress(Exception):
         twin.fit(X[:WARM_UP_SAMPLES])
 
 
 def _timed_pass(
     trial: Trial, model: Model, X: FloatArray, disposable: bool
-) -> tuple[Model, list[Reading]]:
-    """Fit fresh copies until the clock can be believed; all of them end at the same parameters."""
+) -> tuple[Model, int | None, list[Reading]]:
+    """Fit fresh copies until the clock can be believed; all of them end at the same parameters.
+
+    On the budget track the clock is what is given, and one fit is all there is.
+    """
     readings: list[Reading] = []
-    while len(readings) < MAX_FITS and sum(r.seconds for r in readings) < ENOUGH_SECONDS:
+    most = 1 if trial.track == "budget" else MAX_FITS
+    while len(readings) < most and sum(r.seconds for r in readings) < ENOUGH_SECONDS:
         fitted = clone(model)
-        with _killed_after(trial.time_limit, disposable), metered(trial.device) as reading:
-            _fit(fitted, X, trial)
+        with _killed_after(trial, disposable), metered(trial.device) as reading:
+            pulled = _fit(fitted, X, trial)
         readings.append(reading)
-    return fitted, readings
+    return fitted, pulled, readings
 
 
-def _fit(model: Model, X: FloatArray, trial: Trial) -> None:
+def _fit(model: Model, X: FloatArray, trial: Trial) -> int | None:
+    """Fit, or pull iterations while the budget lasts and return how many."""
     if trial.track != "budget" or not isinstance(model, IterativeModel):
         model.fit(X)
-        return
-    end = time.perf_counter() + trial.time_limit
-    for _ in model.iter_fit(X):
-        if time.perf_counter() > end:
+        return None
+    done = 0
+    before = time.perf_counter()
+    end = before + trial.time_limit
+    for n_iter in model.iter_fit(X):
+        done = int(n_iter)
+        now = time.perf_counter()
+        if now + (now - before) > end:
             break
+        before = now
+    return done
 
 
 def _curve(
-    trial: Trial, model: Model, X: FloatArray, data: Dataset, last: int | None
-) -> Iterator[tuple[float, int, float]]:
-    """Held-out NLL along a second fit: (seconds, n_iter, nat), judged while the clock stands."""
+    trial: Trial, model: Model, X: FloatArray, data: Dataset, pulled: int | None
+) -> tuple[tuple[tuple[float, int, float], ...], int | None, str]:
+    """Held-out NLL along a second fit, judged while the clock stands.
+
+    Args:
+        trial: What is run.
+        model: Not fitted.
+        X: What to fit, shape (n_samples, n_features).
+        data: What to be judged on.
+        pulled: The iteration to stop at, None for the model's own end.
+
+    Returns:
+        Points (seconds, n_iter, nat), the number of iterations, and what went wrong, if anything
+        did: the timed pass stays good.
+    """
+    points: list[tuple[float, int, float]] = []
     if not isinstance(model, IterativeModel):
-        return
-    twin = clone(model)
+        return (), None, ""
+    try:
+        for seconds, n_iter, twin in _watched(clone(model), X, pulled):
+            if seconds > GRACE[trial.track] * trial.time_limit and n_iter != pulled:
+                raise TimeoutError("the watched fit took longer than the timed one may")
+            if _is_checkpoint(n_iter):
+                with suppress(Diverged):
+                    points.append((seconds, n_iter, _nll(twin, data.X_test)))
+        if not _is_checkpoint(n_iter):
+            points.append((seconds, n_iter, _nll(twin, data.X_test)))
+    except Exception as error:
+        return (), None, f"no curve: {_sentence(error)}"
+    return tuple(points), n_iter, ""
+
+
+def _watched(model: Model, X: FloatArray, pulled: int | None) -> Iterator[tuple[float, int, Model]]:
+    """Seconds and iterations of a fit under way, up to iteration ``pulled``; pausing is free."""
     seconds = 0.0
     began = time.perf_counter()
-    for n_iter in twin.iter_fit(X):
+    assert isinstance(model, IterativeModel)
+    for n_iter in model.iter_fit(X):
         seconds += time.perf_counter() - began
-        if _is_checkpoint(n_iter) or n_iter == last:
-            with suppress(Diverged):
-                yield seconds, n_iter, _nll(twin, data.X_test)
-        if (trial.track == "budget" and n_iter == last) or seconds > trial.time_limit:
+        yield seconds, int(n_iter), model
+        if n_iter == pulled:
             break
         began = time.perf_counter()
 
@@ -275,12 +349,12 @@ def limited_threads(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def _killed_after(seconds: float, disposable: bool) -> Iterator[None]:
+def _killed_after(trial: Trial, disposable: bool) -> Iterator[None]:
     """Let the kernel end this process when the time is over: native code cannot hold it up."""
     if not disposable:
         yield
         return
-    signal.setitimer(signal.ITIMER_REAL, GRACE * seconds)
+    signal.setitimer(signal.ITIMER_REAL, GRACE[trial.track] * trial.time_limit)
     try:
         yield
     finally:

@@ -166,7 +166,7 @@ class GaussianMixtureEM(GaussianMixture):
         for restart in range(1 if resumed else self.n_init):
             self._print_verbose_msg_init_beg(restart)
             if not resumed:
-                families.initialise(self, X, random_state)
+                self._begin(X, random_state)
             for run in self._iterate(X, before=self.lower_bound_ if resumed else -np.inf):
                 shown = best if best and best.lower_bound >= run.lower_bound else run
                 self._expose(shown)
@@ -191,6 +191,20 @@ class GaussianMixtureEM(GaussianMixture):
             run = _Run(parameters, run.lower_bounds, bound, run.n_iter + 1, converged)
             self._print_verbose_msg_iter_end(run.n_iter, change)
             yield run
+
+    def _begin(self, X: FloatArray, random_state: np.random.RandomState) -> None:
+        """The start as scikit-learn makes it; about the centre, so that nothing cancels far out.
+
+        Not where single samples become components: scikit-learn's covariances then depend on
+        where the origin is, and a drop-in begins at the same ones.
+        """
+        if self.init_params in ("k-means++", "random_from_data"):
+            families.initialise(self, X, random_state)
+            return
+        centre = X.mean(axis=0, dtype=np.float64).astype(X.dtype)
+        families.initialise(self, X - centre, random_state)
+        if self.means_init is None:
+            self.means_: FloatArray = self.means_ + centre
 
     def _validated(self, X: FloatArray) -> FloatArray:
         """X as a finite array of the model's dtype, after a look at every parameter."""

@@ -85,13 +85,17 @@ def _iter_fit(model: BaseMixture, X: FloatArray) -> Iterator[int]:
     X = validate_data(model, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
     model._check_parameters(X, xp=np)
     random_state = check_random_state(model.random_state)
-    best_bound, best, done = -np.inf, None, 0
-    for restart in range(model.n_init):
-        families.initialise(model, X, random_state)
+    resumed = model.warm_start and hasattr(model, "converged_")
+    best_bound, best_n_iter, done = -np.inf, 0, 0
+    for restart in range(1 if resumed else model.n_init):
+        if not resumed:
+            families.initialise(model, X, random_state)
         if restart == 0:
-            model._set_parameters(model._get_parameters())
+            best = model._get_parameters()
+            model._set_parameters(best)
             yield 0
-        bound = -np.inf
+        bound = model.lower_bound_ if resumed else -np.inf
+        n_iter = 0
         for n_iter in range(1, model.max_iter + 1):
             log_density, log_resp = model._e_step(X)
             model._m_step(X, log_resp)
@@ -104,6 +108,7 @@ def _iter_fit(model: BaseMixture, X: FloatArray) -> Iterator[int]:
             if model.converged_:
                 break
         done += n_iter
-        if bound > best_bound:
-            best_bound, best = bound, current
+        if n_iter and bound > best_bound:
+            best_bound, best_n_iter, best = bound, n_iter, current
     model._set_parameters(best)
+    model.lower_bound_, model.n_iter_ = best_bound, best_n_iter

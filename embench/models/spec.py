@@ -61,13 +61,15 @@ def forward(mixture: Mixture, x: FloatArray) -> FloatArray:
             f"expected x of shape ({mixture.n_features},) or (n_samples, {mixture.n_features}), "
             f"got shape {x.shape}"
         )
-    d = x[..., None, :] - mixture.means
-    solved = np.linalg.solve(mixture.covariances, d[..., None])[..., 0]
-    quadratic = np.sum(d * solved, axis=-1)
+    # (n_components, n_features, n_samples): all samples are right-hand sides of one solution.
+    d = (np.atleast_2d(x) - mixture.means[:, None]).swapaxes(1, 2)
+    quadratic = np.sum(d * np.linalg.solve(mixture.covariances, d), axis=1)
     _, log_det = np.linalg.slogdet(mixture.covariances)
     with np.errstate(divide="ignore"):  # the weight of a nearly empty component underflows
         log_weights = np.log(mixture.weights)
-    return log_weights - 0.5 * (quadratic + log_det + mixture.n_features * np.log(2 * np.pi))
+    constant = log_det + mixture.n_features * np.log(2 * np.pi)
+    joint = log_weights - 0.5 * (quadratic.T + constant)
+    return joint[0] if x.ndim == 1 else joint
 
 
 def responsibilities(mixture: Mixture, x: FloatArray) -> FloatArray:

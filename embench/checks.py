@@ -6,9 +6,14 @@ score the judge's, does it end where its steps end, does it begin where it is to
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +22,7 @@ from sklearn.base import clone
 from embench import gaussian, registry
 from embench.types import (
     Dataset,
+    InputError,
     IterativeModel,
     Mixture,
     MixtureModel,
@@ -59,7 +65,7 @@ def check_model(spec: Spec) -> Iterator[Finding]:
     asked = {k: v for k, v in defaults.items() if k in known and k not in spec.params}
     model.set_params(**asked)
     for law in LAWS:
-        sentence = (law.__doc__ or "").partition("\n")[0].rstrip(".")
+        sentence = _sentence(law)
         try:
             law(clone(model), data)
         except NotApplicable as reason:
@@ -68,6 +74,42 @@ def check_model(spec: Spec) -> Iterator[Finding]:
             yield Finding(sentence, broken=str(error) or type(error).__name__)
         else:
             yield Finding(sentence)
+
+
+def checked_apart(text: str, seconds: float = 300.0) -> list[Finding]:
+    """`check_model` in a process of its own: a model may end it, hang it or print as it likes.
+
+    Args:
+        text: The model as the command line writes it.
+        seconds: How long all laws together may take.
+
+    Raises:
+        InputError: This is not one model, or it is unknown.
+    """
+    if len(Spec.parse(text)) != 1:
+        raise InputError(f"expected one model, got {text!r}")
+    [spec] = Spec.parse(text)
+    registry.make_model(spec.name, **spec.params)  # what is wrong with the name is said here
+    with tempfile.TemporaryFile("w+") as findings:
+        command = [sys.executable, "-P", "-m", "embench.checks", text, str(findings.fileno())]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        try:
+            done = subprocess.run(
+                command,
+                pass_fds=[findings.fileno()],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+                timeout=seconds,
+            )
+            end = f"the model ended the process (exit code {done.returncode})"
+        except subprocess.TimeoutExpired:
+            end = f"no end within {seconds:g} s"
+        findings.seek(0)
+        found = [Finding(**json.loads(line)) for line in findings]
+    if len(found) < len(LAWS):
+        found.append(Finding(_sentence(LAWS[len(found)]), broken=end))
+    return found
 
 
 def has_a_line_for_the_list(model: Model, data: Dataset) -> None:
@@ -162,6 +204,11 @@ LAWS: tuple[Callable[[Any, Dataset], None], ...] = (
 )
 
 
+def _sentence(law: Callable[[Any, Dataset], None]) -> str:
+    """A law in words: the first line of its docstring."""
+    return (law.__doc__ or "").partition("\n")[0].rstrip(".")
+
+
 def _global_random_state() -> bytes:
     return pickle.dumps(np.random.get_state())  # noqa: NPY002
 
@@ -174,3 +221,10 @@ def _same(model: Model, found: float, expected: float) -> None:
 def _expect(law: bool, otherwise: str) -> None:
     if not law:
         raise AssertionError(otherwise)
+
+
+if __name__ == "__main__":
+    with os.fdopen(int(sys.argv[2]), "w") as out:
+        for one in check_model(*Spec.parse(sys.argv[1])):
+            out.write(json.dumps(asdict(one)) + "\n")
+            out.flush()

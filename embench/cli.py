@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from embench.comparing.tables import Comparison
 
 INTERRUPTED = 130
-RESULTS = Path("results")
 
 STYLES = ("csv", "json", "markdown", "html")
 """What `embench compare --format` can print."""
@@ -56,7 +56,7 @@ class Gate(click.Command):
         try:
             return super().make_context(*args, **options)
         except click.UsageError as error:
-            raise MisspeltGate(error.message, error.ctx) from error
+            raise MisspeltGate(error.format_message(), error.ctx) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -90,12 +90,14 @@ def main() -> None:
 )
 @click.option(
     "--data",
+    "files",
+    multiple=True,
     type=click.Path(),
     metavar="FILE",
-    help="A file of your own: .csv, .npy, .npz or .parquet.",
+    help="A file of your own: .csv, .npy, .npz or .parquet; several by repeating.",
 )
 @click.option("--label", metavar="COLUMN", help="The column of --data that holds labels.")
-@click.option("--drop", metavar="COLUMN[+...]", help="Columns of --data to leave out.")
+@click.option("--drop", metavar="COLUMN[,...]", help="Columns of --data to leave out.")
 @click.option("--n-components", metavar="N[,N...]", help="Component counts to try.")
 @click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds.")
 @click.option(
@@ -123,7 +125,7 @@ def run(
     suite: str | None,
     models: Sequence[str],
     datasets: Sequence[str],
-    data: str | None,
+    files: Sequence[str],
     label: str | None,
     drop: str | None,
     n_components: str | None,
@@ -139,22 +141,21 @@ def run(
     from embench.measuring.plan import customised, load_suite, plan
     from embench.measuring.run import default_folder, execute, remaining
 
-    if (label or drop) and not data:
+    if (label or drop) and not files:
         raise InputError("--label and --drop say which columns of --data to use; name a file")
-    named = ",".join(datasets)
-    given = [*Spec.parse(named)] if named else []
-    if data:
-        given.append(Spec(data, {k: v for k, v in (("label", label), ("drop", drop)) if v}))
-    suite = suite or ("own-data" if data else "quick")
+    columns = {"label": label, "drop": drop and drop.replace(",", "+")}
+    columns = {option: names for option, names in columns.items() if names}
+    own = [Spec(os.path.expanduser(file), columns) for file in files]
+    suite = suite or ("own-data" if own else "quick")
     chosen = customised(
         load_suite(suite),
-        models=",".join(models) or None,
-        datasets=given or None,
+        models=models or None,
+        datasets=[*datasets, *own] or None,
         n_components=_counts(n_components),
         tracks=_words(tracks),
         **others,
     )
-    folder = out or default_folder(suite)
+    folder = out.expanduser() if out else default_folder(suite, *files)
     planned = plan(chosen)
     trials = remaining(planned.trials, folder)
     for sentence in planned.left_out:
@@ -162,8 +163,8 @@ def run(
     click.echo(_announcement(len(planned.trials), len(trials), folder), err=True)
     if trials:
         failed = _watch(execute(trials, folder), len(trials), folder)
-        click.echo(f"{len(trials) - failed} trials ok, {failed} failed: {folder / store.RECORDS}")
-    click.echo(f"next: embench compare {folder}")
+        click.echo(f"{len(trials) - failed} ok, {failed} failed: {folder / store.RECORDS}")
+    click.echo(f"next: embench compare {shlex.quote(str(folder))}")
 
 
 @main.command()
@@ -248,7 +249,7 @@ def show(trial: str, folder: Path | None) -> None:
     """Show everything known of TRIAL: its id, or as much of it as makes it unique."""
     from embench.reporting.text import record_page
 
-    folders = [_run_folder(str(folder))] if folder else store.runs(RESULTS)
+    folders = [_run_folder(str(folder))] if folder else store.runs(store.RESULTS)
     records = [record for place in folders for record in store.read(place)]
     found = [record for record in store.latest(records) if trial in record.trial.id]
     exact = [record for record in found if record.trial.id == trial]
@@ -267,13 +268,10 @@ def check(model: str) -> None:
 
     Exit code 1 if one is broken. scikit-learn's check_estimator is worth a look, too.
     """
-    from embench.checks import check_model
+    from embench.checks import checked_apart
 
     broken = 0
-    [spec, *others] = Spec.parse(model)
-    if others:
-        raise InputError(f"expected one model, got {model!r}")
-    for finding in check_model(spec):
+    for finding in checked_apart(model):
         broken += bool(finding.broken)
         mark = "BROKEN" if finding.broken else "-" if finding.skipped else "ok"
         reason = finding.broken or finding.skipped
@@ -341,8 +339,8 @@ def _words(texts: Sequence[str]) -> list[str] | None:
 
 
 def _latest_run() -> Path:
-    if not (found := store.runs(RESULTS)):
-        raise InputError(f"no run in {RESULTS}/ yet; start one with: embench run")
+    if not (found := store.runs(store.RESULTS)):
+        raise InputError(f"no run in {store.RESULTS}/ yet; start one with: embench run")
     return found[-1]
 
 
@@ -410,10 +408,11 @@ def _progress(total: int) -> Iterator[Callable[[Record], None]]:
 
 
 def _announcement(planned: int, left: int, folder: Path) -> str:
+    trials = "1 trial" if planned == 1 else f"{planned} trials"
     if left == 0:
-        return f"all {planned} trials are done in {folder}; another --out measures them again"
+        return f"{trials}, all done, in {folder}; another --out measures again"
     resumed = f" ({planned - left} are done)" if left < planned else ""
-    return f"{left} trials{resumed} into {folder}"
+    return f"{trials}{resumed} into {folder}"
 
 
 def _counts(text: str | None) -> list[int] | None:
@@ -431,10 +430,10 @@ def _counts(text: str | None) -> list[int] | None:
 
 def _run_folder(text: str) -> Path:
     """A run by its folder, or by its name below results/."""
-    for folder in (Path(text), RESULTS / text):
+    for folder in (Path(text), store.RESULTS / text):
         if (folder / store.RECORDS).exists():
             return folder
-    known = [folder.name for folder in store.runs(RESULTS)]
+    known = [folder.name for folder in store.runs(store.RESULTS)]
     raise unknown("run", text, known)
 
 

@@ -15,6 +15,10 @@ AGREEMENT = {"float64": 1e-9, "float32": 1e-3}
 """How far two computations of one log-likelihood [nat] may lie apart, relative to 1 + its size, by
 the precision of the less precise one."""
 
+WEIGHT_TOLERANCE = 1e-6
+SYMMETRY_TOLERANCE = 1e-4
+"""What float32 arithmetic may lack: a few units in its last place, over many components."""
+
 ROWS = 8192
 """Samples per block: bounds the judge's memory at ROWS * n_components * 8 bytes and a little."""
 
@@ -62,6 +66,31 @@ def log_joint(mixture: Mixture, X: FloatArray) -> FloatArray:
             quadratic + log_det + mixture.n_features * np.log(2 * np.pi)
         )
     return out
+
+
+def check(mixture: Mixture) -> None:
+    """See that a mixture is one, so that its density integrates to 1.
+
+    Raises:
+        ValueError: It holds numbers that are not finite, weights that are negative or do not sum
+            to 1, or covariances that are not symmetric. That they are positive definite shows in
+            `log_joint`.
+
+    Example:
+        >>> check(Mixture(np.full(2, 1.0), np.zeros((2, 1)), np.ones((2, 1, 1))))
+        Traceback (most recent call last):
+        ValueError: the weights sum to 2, a mixture's to 1
+    """
+    for name, array in vars(mixture).items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"the {name} are not finite")
+    if mixture.weights.min() < 0:
+        raise ValueError(f"a weight is {mixture.weights.min():g}, a mixture's are >= 0")
+    if abs(mixture.weights.sum() - 1) > WEIGHT_TOLERANCE:
+        raise ValueError(f"the weights sum to {mixture.weights.sum():g}, a mixture's to 1")
+    transposed = mixture.covariances.swapaxes(1, 2)
+    if not np.allclose(mixture.covariances, transposed, rtol=SYMMETRY_TOLERANCE, atol=0):
+        raise ValueError("a covariance is not symmetric")
 
 
 def log_likelihoods(mixture: Mixture, X: FloatArray) -> FloatArray:

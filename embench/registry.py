@@ -8,11 +8,13 @@ adds its own without a change here. Two more spellings need no entry point: a mo
 from __future__ import annotations
 
 import difflib
+import hashlib
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from pydantic import ValidationError
@@ -40,7 +42,14 @@ def make_model(name: str, **params: Any) -> Model:
         >>> make_model("sklearn-em", n_components=3).get_params()["n_components"]
         3
     """
-    return _call("model", name, **params)
+    model = _call("model", name, **params)
+    if not isinstance(model, Model):
+        wanted = ("fit", "predict", "score", "get_params", "set_params")
+        lacking = [method for method in wanted if method not in dir(model)]
+        raise InputError(
+            f"{name}: expected a scikit-learn estimator, got an object without {', '.join(lacking)}"
+        )
+    return model
 
 
 def make_dataset(name: str, seed: int = 0, **params: Any) -> Dataset:
@@ -80,6 +89,8 @@ def load(kind: str, name: str) -> Callable[..., Any]:
     if kind == "dataset" and PurePath(name).suffix.lower() in FILE_SUFFIXES:
         return EntryPoint(name, FILE_DATASET, "").load()(name)
     point = _entry_points(kind).get(name)
+    if point is None and kind == "dataset" and (PurePath(name).suffix or "/" in name):
+        raise InputError(f"{name}: expected a file that ends in {', '.join(FILE_SUFFIXES)}")
     if point is None and kind == "model" and ":" in name:
         point = EntryPoint(name, name, "")
     if point is None:
@@ -91,9 +102,19 @@ def load(kind: str, name: str) -> Callable[..., Any]:
 
 
 def version(kind: str, spec: Spec) -> str:
-    """The version of the code, or of the file, behind a name: "1" where none is given."""
-    found = getattr(load(kind, spec.name), "version", "1")
-    return found(**spec.params) if callable(found) else found
+    """What decides, beside the parameters, what a name gives: records of another never answer.
+
+    It is what the object declares in an attribute ``version``, a text or a function of the
+    parameters: the version of a library, the content of a file. Models add a digest of their
+    source, so that nobody measures an edit and reads the numbers of before. Datasets are "1" until
+    they say otherwise: the same data in other words are the same data.
+    """
+    found = load(kind, spec.name)
+    declared = getattr(found, "version", "")
+    declared = declared(**spec.params) if callable(declared) else declared
+    if kind == "dataset":
+        return declared or "1"
+    return ", ".join(filter(None, (declared, _source_digest(found.__module__))))
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
@@ -105,7 +126,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return InputError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")
+    listed = f"known: {', '.join(known)}" if known else "there is none yet"
+    return InputError(f"unknown {kind} {name!r}{hint} ({listed})")
 
 
 def _call(kind: str, name: str, /, **params: Any) -> Any:
@@ -131,6 +153,20 @@ def _first_lines(kind: str) -> dict[str, str]:
         except InputError as error:
             lines[name] = f"not available: {error}"
     return lines
+
+
+@cache
+def _source_digest(module: str) -> str:
+    """Digest of a module's source, with its siblings' if it stands in a package; else empty."""
+    found = sys.modules.get(module)
+    file = getattr(found, "__file__", None)
+    if found is None or file is None:
+        return ""
+    files = sorted(Path(file).parent.glob("*.py")) if found.__package__ else [Path(file)]
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 @cache

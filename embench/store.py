@@ -18,6 +18,9 @@ from embench.types import InputError, Record
 if TYPE_CHECKING:
     import pandas as pd
 
+RESULTS = Path("results")
+"""Where runs go and are looked for, below the folder that we stand in."""
+
 RECORDS = "records.jsonl"
 FREE_BYTES = 50 * 2**20
 """Space that a run needs before it starts: far more than its records and figures take."""

@@ -83,7 +83,7 @@ class Spec:
                 raise InputError(f"expected NAME:PARAMETER=VALUE,..., got {text!r}")
             if equals:
                 found[-1][1][key] = _value(value)
-        if not found or not all(name for name, _ in found):
+        if not found or not all(name.strip(":") == name != "" for name, _ in found):
             raise InputError(f"expected a name, got {text!r}")
         return [cls(name, params) for name, params in found]
 
@@ -192,6 +192,7 @@ class Record:
         return cls(**{**own, "trial": Trial.from_json(fields["trial"]), "curve": curve})
 
 
+@runtime_checkable
 class Model(Protocol):
     """What every plug-in offers: a scikit-learn estimator with a density."""
 

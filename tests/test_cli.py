@@ -39,7 +39,7 @@ def test_a_run_says_where_its_records_are_and_what_comes_next(finished_run, embe
 
     assert result.exit_code == 0
     assert f"next: embench compare {finished_run}" in result.output
-    assert "all 4 trials are done" in result.output
+    assert "4 trials, all done" in result.output
 
 
 def test_compare_prints_sentences_and_writes_a_page(finished_run, embench):
@@ -153,7 +153,7 @@ TABLES = {
         ("run --device gpu", "--device"),
         ("run --label kind", "name a file"),
         ("run --data nowhere.csv", "cannot read nowhere.csv: No such file"),
-        ("run --data strings.csv", "column 'a' holds 'x', expected numbers"),
+        ("run --data strings.csv", "column 'a' holds 'x' in sample 1, expected numbers"),
         ("run --data nan.csv", "got nan in column 'b' of sample 1"),
         ("run --data inf.csv", "got inf in column 'b' of sample 1"),
         ("run --data empty.csv", "empty file"),
@@ -161,7 +161,7 @@ TABLES = {
         ("run --data few.csv", "3 samples and 4 components"),
         ("run --data good.csv --label king", "did you mean 'kind'"),
         ("run --data flat.npy", "got shape (9,)"),
-        ("run --data notes.txt", "unknown dataset 'notes.txt'"),
+        ("run --data notes.txt", "notes.txt: expected a file that ends in .csv"),
         ("compare nowhere", "unknown run 'nowhere'"),
         ("compare", "no run in results/ yet"),
         ("show em-iris", "unknown trial"),

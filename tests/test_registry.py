@@ -156,8 +156,8 @@ def test_a_dataset_can_be_named_by_the_path_of_a_file(name):
     assert registry.load("dataset", name).path == name
 
 
-def test_a_path_of_another_kind_of_file_is_an_unknown_dataset():
-    with pytest.raises(InputError, match=r"unknown dataset 'data\.txt'"):
+def test_a_path_of_another_kind_of_file_is_told_which_kinds_there_are():
+    with pytest.raises(InputError, match=r"data\.txt: expected a file that ends in \.csv"):
         make_dataset("data.txt")
 
 

@@ -41,6 +41,7 @@ def change(
     old: pd.Series,
     new: pd.Series,
     *,
+    overlap: float = 0.0,
     track: str = "",
     dataset: str = "",
     baseline: str = "",
@@ -52,6 +53,7 @@ def change(
         metric: A row of METRICS.
         old: The baseline's values [the metric's unit], indexed by seed.
         new: The candidate's, likewise.
+        overlap: Of the data of different seeds, as in `mean_interval`.
         track, dataset, baseline, candidate: The names that the result carries.
     """
     seeds = sorted(old.index.intersection(new.index))
@@ -59,11 +61,11 @@ def change(
         return None
     pairs = old[seeds].to_numpy(float), new[seeds].to_numpy(float)
     if metric.kind == "quality":
-        interval = paired_difference(*pairs)
+        interval = paired_difference(*pairs, overlap=overlap)
         values = float(pairs[0].mean()), float(pairs[1].mean())
     else:
         pairs = np.maximum(pairs[0], metric.resolution), np.maximum(pairs[1], metric.resolution)
-        interval = paired_ratio(*pairs)
+        interval = paired_ratio(*pairs, overlap=overlap)
         values = geometric_mean(pairs[0]), geometric_mean(pairs[1])
     return Change(
         track=track,

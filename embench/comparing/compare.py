@@ -9,7 +9,18 @@ import pandas as pd
 
 from embench.comparing.change import Change, change
 from embench.comparing.findings import Failure, Overall
-from embench.comparing.frames import CELL, Runs, by_label, load, metric_values, natural, ok, tidy
+from embench.comparing.frames import (
+    CELL,
+    Runs,
+    by_label,
+    load,
+    metric_values,
+    model_name,
+    natural,
+    ok,
+    overlap,
+    tidy,
+)
 from embench.comparing.stats import geometric_mean_interval
 from embench.comparing.summary import summarise
 from embench.comparing.tables import Comparison
@@ -78,7 +89,7 @@ def _chosen(metrics: Iterable[str] | None) -> list[str]:
 
 def _matching(rows: pd.DataFrame, model: str) -> list[str]:
     """The labels that are this text, or whose model is this text, or else has this name."""
-    name = rows["model"].str.split(":").str[0]
+    name = rows["model"].map(model_name)
     for match in (rows["label"] == model, rows["model"] == model, name == model):
         if match.any():
             return list(rows.loc[match, "label"].unique())
@@ -116,6 +127,7 @@ def _changes(rows: pd.DataFrame, baselines: list[str], metrics: list[str]) -> li
                     new_values,
                     baseline=str(baseline["label"].iloc[0]),
                     candidate=label,
+                    overlap=overlap(new),
                     track=str(new["track"].iloc[0]),
                     dataset=str(new["dataset"].iloc[0]),
                 )

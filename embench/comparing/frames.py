@@ -11,7 +11,7 @@ import pandas as pd
 
 from embench import store
 from embench.registry import unknown
-from embench.types import TRACKS
+from embench.types import TRACKS, Spec
 
 CELL = ["track", "dataset", "label"]
 """What is compared over seeds: one labelled model on one dataset in one track."""
@@ -69,7 +69,12 @@ def same_cells(*frames: pd.DataFrame) -> list[pd.DataFrame]:
     if not both:
         return [pd.DataFrame() for _ in frames]
     table = pd.concat(both, ignore_index=True)
-    table = _in_order(table.assign(label=table["model"] + _settings(table)))
+    table = table.assign(label=table["model"] + _settings(table))
+    # Two files of one name in one run are two datasets.
+    trial = table.groupby(["side", *CELL, "seed"])["dataset_version"].transform("nunique")
+    clash = (trial > 1).groupby(table["dataset"]).transform("any")
+    table["dataset"] = table["dataset"].where(~clash, _versioned(table, "dataset"))
+    table = _in_order(table)
     table = table.drop_duplicates(["side", *CELL, "seed"], keep="last")
     return [table[table["side"] == side] for side in range(len(frames))]
 
@@ -87,9 +92,26 @@ def metric_values(frame: pd.DataFrame, metric: str) -> pd.Series:
     return rows.set_index("seed")[metric].dropna().astype(float)
 
 
+def overlap(rows: pd.DataFrame) -> float:
+    """n_test / n_train where all seeds split one table, 0 where each draws data of its own."""
+    if "n_table" not in rows or rows["n_table"].isna().all():
+        return 0.0
+    table, fitted = rows["n_table"].max(), rows["n_samples"].max()
+    return float((table - fitted) / fitted)
+
+
 def by_label(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The rows of each labelled model, in the order of the table."""
     return {str(label): rows for label, rows in frame.groupby("label", sort=False)}
+
+
+def model_name(text: str) -> str:
+    """The name of a model or dataset in the text of its spec.
+
+    >>> model_name("em:tol=0"), model_name("mymodule:MyEM:tol=0")
+    ('em', 'mymodule:MyEM')
+    """
+    return Spec.parse(text)[0].name
 
 
 def natural(text: str) -> list[Any]:

@@ -158,7 +158,7 @@ def dataset_title(comparison: Comparison, dataset: str) -> str:
     known = {
         name: rows[name].dropna().iloc[0]
         for name in ("n_samples", "n_features", "n_components")
-        if name in rows and rows[name].notna().any()
+        if name in rows and rows[name].nunique() == 1
     }
     sizes = [f"{name}={value:.0f}" for name, value in known.items() if f"{name}=" not in dataset]
     return f"{dataset} ({', '.join(sizes)})" if sizes else dataset
@@ -170,7 +170,11 @@ def track_title(track: str) -> str:
 
 def closing_groups(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """What is said once below all tables: titles, each with its lines; empty groups left out."""
-    overall = [f"{item.track}: {words.overall_sentence(item)}" for item in comparison.overall]
+    overall = [
+        f"{item.track}: {words.overall_sentence(item)}"
+        for item in comparison.overall
+        if item.n_datasets > 1  # of a single dataset the sentences below its table say the same
+    ]
     failures = [words.failure_sentence(item) for item in comparison.failures]
     groups = {
         OVERALL: overall,
@@ -213,7 +217,7 @@ def _title(comparison: Comparison, track: str, dataset: str) -> str:
 def _below(comparison: Comparison, track: str, dataset: str) -> list[str]:
     """The sentences below one table."""
     advice = recommendation(comparison, track, dataset)
-    return [*sentences(comparison, track, dataset), *([advice] if advice else [])]
+    return [*([advice] if advice else []), *sentences(comparison, track, dataset)]
 
 
 def _reference_lines(comparison: Comparison) -> list[str]:

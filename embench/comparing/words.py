@@ -13,7 +13,7 @@ import pandas as pd
 
 from embench.comparing.change import Change, change
 from embench.comparing.findings import Failure, Overall
-from embench.comparing.frames import by_label, metric_values, natural
+from embench.comparing.frames import by_label, metric_values, natural, overlap
 from embench.comparing.stats import Interval
 from embench.comparing.summary import recommend
 from embench.metrics import METRICS
@@ -156,7 +156,10 @@ def _certainty(records: pd.DataFrame, best: pd.Series) -> str:
     seeds = f"over {best['ok']} of {best['planned']} seeds"
     values = {label: metric_values(rows, "nll") for label, rows in by_label(records).items()}
     mine = values.pop(best["model"])
-    found = {label: change(METRICS["nll"], mine, other) for label, other in values.items()}
+    found = {
+        label: change(METRICS["nll"], mine, other, overlap=overlap(records))
+        for label, other in values.items()
+    }
     open_ = [label for label, item in found.items() if item and item.verdict == "inconclusive"]
     if not open_:
         return seeds
@@ -174,6 +177,13 @@ def _time_words(change: Change) -> str:
     times = f"{_speed(change.interval)}{_speed_ends(change.interval)}"
     if change.verdict == "same":
         return f"{change.candidate} is as fast as {change.baseline} ({times})"
+    low, high = change.interval.low, change.interval.high
+    if change.verdict == "inconclusive" and not low <= 1 <= high:
+        tie = METRICS["fit_seconds"].tie.relative
+        return (
+            f"{change.candidate} is {times.replace(' [', f' than {change.baseline} [')}, perhaps "
+            f"within the {tie:.0%} that count as none"
+        )
     if change.verdict == "inconclusive":
         return (
             f"{change.candidate} against {change.baseline}: fit time not settled, "

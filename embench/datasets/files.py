@@ -57,6 +57,8 @@ class FileDataset:
         for name in [*(drop or "").split("+"), label]:
             if name not in ("", None) and str(name) not in table.columns:
                 raise unknown(f"column of {self.path}", str(name), table.columns)
+        if label is not None and str(label) in (drop or "").split("+"):
+            raise InputError(f"{self.path}: column {label!r} cannot be label and left out at once")
         labels, n_labels = None, None
         if label is not None:
             codes, classes = pd.factorize(table.pop(str(label)), sort=True)
@@ -107,10 +109,7 @@ class FileDataset:
         """The columns as float64, or an error that names the first value that is none."""
         for name, column in table.items():
             if not pd.api.types.is_numeric_dtype(column) or column.dtype.kind == "c":
-                raise InputError(
-                    f"column {name!r} holds {column.iloc[0]!r}, expected numbers; "
-                    f"name it as the label (--label {name}) or leave it out (--drop {name})"
-                )
+                raise InputError(self._no_number(str(name), column))
         X = table.to_numpy(dtype=np.float64, na_value=np.nan)
         if X.shape[1] == 0:
             raise InputError("expected at least one column of numbers, got none")
@@ -123,6 +122,17 @@ class FileDataset:
             )
         return X
 
+    def _no_number(self, name: str, column: pd.Series) -> str:
+        """What to say of a column of text: the first value that is no number, and where."""
+        bad = column.notna() & pd.to_numeric(column, errors="coerce").isna()
+        bad = bad if bad.any() else column.notna()
+        row = int(np.argmax(bad))
+        return (
+            f"{self.path}: column {name!r} holds {column.iloc[row]!r} in sample {row + 1}, "
+            f"expected numbers ({bad.sum()} of {len(column)} are none); mend the file, name the "
+            f"column as the label (--label {name}) or leave it out (--drop {name})"
+        )
+
 
 def _read_csv(path: Path) -> pd.DataFrame:
     """A CSV with or without a header, parted by commas, semicolons or tabs."""
@@ -132,7 +142,12 @@ def _read_csv(path: Path) -> pd.DataFrame:
         raise InputError("expected samples in rows, got an empty file")
     separator = max(",;\t", key=first.count)
     header = None if all(map(_is_number, first.split(separator))) else 0
-    return pd.read_csv(path, sep=separator, header=header, encoding="utf-8-sig")
+    table = pd.read_csv(path, sep=separator, header=header, encoding="utf-8-sig")
+    if separator != ";":
+        return table
+    # Where semicolons part the columns, commas often part the decimals.
+    other = pd.read_csv(path, sep=separator, header=header, encoding="utf-8-sig", decimal=",")
+    return min(table, other, key=lambda read: read.select_dtypes(exclude="number").shape[1])
 
 
 def _read_npy(path: Path) -> pd.DataFrame:

@@ -68,6 +68,8 @@ def trial_server(threads: int) -> Iterator[TrialServer]:
         env={**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))},
         start_new_session=True,
     ) as process:
+        assert process.stdin
+        process.stdin.write(json.dumps(sys.path) + "\n")
         yield TrialServer(process)
 
 

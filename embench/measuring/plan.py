@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import InvalidParameterError
 
@@ -19,7 +20,13 @@ from embench.types import InputError, IterativeModel, Spec, StartableModel, Tria
 
 SUITES = resources.files("embench.suites")
 
+LONGEST = 10**7
+"""The longest time limit [s], four months: clocks and timers know no infinity."""
+
 Track = Literal["same-start", "budget", "default"]
+
+
+Specs = str | Iterable[str | Spec]
 
 
 class Entry(BaseModel):
@@ -34,6 +41,9 @@ class Entry(BaseModel):
         """One spec per combination of the swept values."""
         params = self.model_extra or {}
         values = [value if isinstance(value, list) else [value] for value in params.values()]
+        for name, swept in params.items():
+            if swept == []:
+                raise InputError(f"{self.name}: {name}: expected at least one value, got []")
         for combination in itertools.product(*values):
             yield Spec(self.name, dict(zip(params, combination, strict=True)))
 
@@ -54,7 +64,7 @@ class Suite(BaseModel):
     device: Literal["cpu", "cuda", "auto"] = "cpu"
     dtype: Literal["float64", "float32"] = "float64"
     threads: PositiveInt = 1
-    time_limit: PositiveFloat = 60.0
+    time_limit: Annotated[FiniteFloat, Field(gt=0, le=LONGEST)] = 60.0
 
 
 @dataclass(frozen=True)
@@ -88,17 +98,19 @@ def load_suite(name: str | Path) -> Suite:
 def customised(
     suite: Suite,
     *,
-    models: str | Iterable[Spec] | None = None,
-    datasets: str | Iterable[Spec] | None = None,
+    models: Specs | None = None,
+    datasets: Specs | None = None,
     n_components: Sequence[int] | None = None,
+    tracks: str | Sequence[str] | None = None,
     **changes: Any,
 ) -> Suite:
     """The suite with some of its fields replaced; those that are None stay.
 
     Args:
         suite: What to start from.
-        models, datasets: Specs, or the text of the command line: "em,spec-em:max_iter=9".
+        models, datasets: Specs, or texts of the command line like "em,spec-em:max_iter=9".
         n_components: Counts that every model is to try, whatever the datasets say.
+        tracks: One, or several, also as a text with commas.
         **changes: Other fields of `Suite`.
 
     Raises:
@@ -108,11 +120,13 @@ def customised(
         >>> [entry.name for entry in customised(load_suite("quick"), models="em,spec-em").models]
         ['em', 'spec-em']
     """
-    changes |= {"models": _entries(models), "datasets": _entries(datasets)}
+    if isinstance(tracks, str):
+        tracks = tracks.split(",")
+    changes |= {"models": _entries(models), "datasets": _entries(datasets), "tracks": tracks}
     fields = suite.model_dump(exclude_unset=True)
     fields |= {key: value for key, value in changes.items() if value is not None}
     if n_components is not None:
-        own = {"n_components": list(n_components)}
+        own = {"n_components": list(dict.fromkeys(n_components))}
         fields["models"] = [{**model, **own} for model in fields["models"]]
     try:
         return Suite.model_validate(fields)
@@ -120,10 +134,12 @@ def customised(
         raise InputError(_first_mistake(error)) from error
 
 
-def _entries(specs: str | Iterable[Spec] | None) -> list[dict[str, Any]] | None:
+def _entries(specs: Specs | None) -> list[dict[str, Any]] | None:
     if specs is None:
         return None
-    found = Spec.parse(specs) if isinstance(specs, str) else specs
+    found: list[Spec] = []
+    for item in [specs] if isinstance(specs, str) else specs:
+        found += Spec.parse(item) if isinstance(item, str) else [item]
     return [{"name": spec.name, **spec.params} for spec in found]
 
 
@@ -141,15 +157,14 @@ def plan(suite: Suite) -> Plan:
         _candidate(entry, spec, suite) for entry in suite.models for spec in entry.specs()
     ]
     datasets = [_checked_dataset(spec, candidates) for e in suite.datasets for spec in e.specs()]
-    device = _resolved_device(suite.device)
     trials = tuple(
         Trial(
             dataset=dataset,
             model=candidate.spec,
             track=track,
             seed=seed,
-            device=device if "device" in candidate.params else "cpu",
-            dtype=suite.dtype,
+            device=_device(candidate, suite),
+            dtype=candidate.spec.params.get("dtype", suite.dtype),
             threads=suite.threads,
             time_limit=suite.time_limit,
         )
@@ -160,13 +175,17 @@ def plan(suite: Suite) -> Plan:
         if track in candidate.tracks
     )
     if not trials:
-        raise InputError("nothing to run: no model of this suite can take any of its tracks")
+        taken = ", ".join(sorted({t for entry in suite.models for t in entry.tracks or ()}))
+        raise InputError(
+            f"nothing to run in {', '.join(suite.tracks)}: the models cannot begin at a given "
+            f"mixture or are kept to other tracks ({taken or 'none'})"
+        )
     left_out = [
         f"{candidate.spec} is left out of {track}: it cannot begin at a given mixture"
         for candidate in candidates
         for track in candidate.left_out
     ]
-    return Plan(trials, tuple(left_out))
+    return Plan(tuple({trial.id: trial for trial in trials}.values()), tuple(left_out))
 
 
 @dataclass(frozen=True)
@@ -186,6 +205,7 @@ def _candidate(entry: Entry, spec: Spec, suite: Suite) -> _Candidate:
             model._validate_params()
         except InvalidParameterError as error:
             raise InputError(f"{spec.name}: {error}") from error
+    _check_json(spec)
     startable = isinstance(model, StartableModel) and isinstance(model, IterativeModel)
     wanted = [track for track in suite.tracks if track in (entry.tracks or suite.tracks)]
     return _Candidate(
@@ -198,6 +218,7 @@ def _candidate(entry: Entry, spec: Spec, suite: Suite) -> _Candidate:
 
 def _checked_dataset(spec: Spec, candidates: Iterable[_Candidate]) -> Spec:
     """The dataset's spec with its version, after a look at what the models will find in it."""
+    _check_json(spec)
     data = registry.make_dataset(spec.name, seed=0, **spec.params)
     for candidate in candidates:
         n_components = candidate.spec.params.get("n_components", data.n_components)
@@ -214,10 +235,29 @@ def _checked_dataset(spec: Spec, candidates: Iterable[_Candidate]) -> Spec:
     return replace(spec, version=registry.version("dataset", spec))
 
 
+def _check_json(spec: Spec) -> None:
+    """Parameters become part of the records, so they must be what JSON can say."""
+    for name, value in spec.params.items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise InputError(
+                f"{spec.name}: {name}: expected a number, a text, a list of them or None, got "
+                f"{type(value).__name__}: a record could not tell it"
+            ) from None
+
+
 def _rotated(candidates: Sequence[_Candidate], seed: int) -> Sequence[_Candidate]:
     """The models in another order for every seed, so that none is always first."""
     first = seed % len(candidates)
     return [*candidates[first:], *candidates[:first]]
+
+
+def _device(candidate: _Candidate, suite: Suite) -> str:
+    """ "cpu" or "cuda": the model's own parameter before the suite's, where it has a choice."""
+    if "device" not in candidate.params:
+        return "cpu"
+    return _resolved_device(candidate.spec.params.get("device", suite.device))
 
 
 def _resolved_device(device: str) -> str:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from embench import store
 from embench.measuring.isolate import trial_server
-from embench.measuring.plan import customised, load_suite, plan
+from embench.measuring.plan import Specs, customised, load_suite, plan
 from embench.measuring.trial import run_trial
-from embench.types import Record, Spec, Trial
+from embench.types import Record, Trial
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Isolation = Literal["trial", "none"]
-
-RESULTS = Path("results")
 
 CAN_ISOLATE = hasattr(os, "fork") and hasattr(os, "pidfd_open")
 
@@ -28,11 +27,11 @@ CAN_ISOLATE = hasattr(os, "fork") and hasattr(os, "pidfd_open")
 def run(
     suite: str | Path = "quick",
     *,
-    models: str | Iterable[Spec] | None = None,
-    datasets: str | Iterable[Spec] | None = None,
+    models: Specs | None = None,
+    datasets: Specs | None = None,
     n_components: Sequence[int] | None = None,
     seeds: int | None = None,
-    tracks: Sequence[str] | None = None,
+    tracks: str | Sequence[str] | None = None,
     device: str | None = None,
     dtype: str | None = None,
     threads: int | None = None,
@@ -83,14 +82,20 @@ def run(
         time_limit=time_limit,
     )
     folder = Path(out) if out else default_folder(suite)
-    for _ in execute(remaining(plan(chosen).trials, folder), folder, isolation):
+    planned = plan(chosen)
+    for sentence in planned.left_out:
+        warnings.warn(sentence, stacklevel=2)
+    for _ in execute(remaining(planned.trials, folder), folder, isolation):
         pass
-    return store.frame(store.latest(store.read(folder)), run=folder.name)
+    asked = {trial.id for trial in planned.trials}
+    records = [r for r in store.latest(store.read(folder)) if r.trial.id in asked]
+    return store.frame(records, run=folder.name)
 
 
-def default_folder(suite: str | Path) -> Path:
-    """results/<date>-<suite>, below the folder we stand in."""
-    return RESULTS / f"{datetime.date.today()}-{Path(suite).stem}"
+def default_folder(*names: str | Path) -> Path:
+    """results/<date>-<names>, below the folder we stand in: of the suite, and of own files."""
+    words = (Path(name).stem for name in names)
+    return store.RESULTS / "-".join([str(datetime.date.today()), *words])
 
 
 def remaining(trials: Sequence[Trial], folder: Path) -> list[Trial]:

@@ -1,7 +1,8 @@
 """The process that forks one child per trial: ``python -m embench.measuring.server``.
 
-A line of JSON with a trial comes in on stdin; a line with the child's record, or with how it
-died, goes out on stdout. A closed stdin means that the caller is gone: the child is killed.
+The first line on stdin is the caller's ``sys.path``, every other one a trial, all as JSON. For
+each trial a line goes out on stdout: the child's record, or how it died. A closed stdin means that
+the caller is gone: the child is killed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def main() -> None:
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     environment = describe()
-    sys.path.append(os.getcwd())  # models of your own as module:Class; never before the libraries
+    # The caller finds its own models there; never before the libraries.
+    sys.path += [path for path in json.loads(sys.stdin.readline()) if path not in sys.path]
     # Imported once, so that no child pays for it. Imports only: a thread pool or a CUDA context
     # made before a fork is broken after it.
     registry.models(), registry.datasets()

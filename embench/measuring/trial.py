@@ -311,11 +311,11 @@ def _nll(model: Model, X: FloatArray) -> float:
 def _log_likelihood(model: Model, X: FloatArray) -> float:
     if not isinstance(model, MixtureModel):
         return model.score(X)
-    mixture = model.mixture_
-    for name, array in vars(mixture).items():
-        if not np.isfinite(array).all():
-            raise Diverged(f"the fitted {name} are not finite")
-    return gaussian.log_likelihood(mixture, X)
+    try:
+        gaussian.check(model.mixture_)
+    except ValueError as error:
+        raise Diverged(f"the fit is no mixture: {error}") from error
+    return gaussian.log_likelihood(model.mixture_, X)
 
 
 def _children(seed: int) -> list[np.random.SeedSequence]:

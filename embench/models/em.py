@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+import sklearn
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
@@ -74,7 +75,7 @@ class GaussianMixtureEM(GaussianMixture):
         [1.0, 10.0]
     """
 
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = f"torch {torch.__version__}, scikit-learn {sklearn.__version__}"
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **GaussianMixture._parameter_constraints,

@@ -22,6 +22,9 @@ from torch import Tensor
 CHUNK_ELEMENTS = 2**16
 """Elements of one [n_components, chunk, n_features] block: half a MiB in float64, half an L2."""
 
+GPU_CHUNK_ELEMENTS = 2**26
+"""The same on a GPU, which wants large blocks and few launches: half a GiB in float64."""
+
 ILL_DEFINED = (
     "Fitting the mixture model failed because some components have ill-defined empirical "
     "covariance (for instance caused by singleton or collapsed samples). Try to decrease the "
@@ -285,7 +288,8 @@ def _chunks(X: Tensor, parameters: Parameters) -> Iterator[Tensor]:
     """X in pieces of rows whose blocks over all components and problems fit into the cache."""
     problems = math.prod(torch.broadcast_shapes(X.shape[:-2], parameters.means.shape[:-2]))
     per_row = max(1, problems * parameters.means.shape[-2] * X.shape[-1])
-    return iter(X.split(max(16, CHUNK_ELEMENTS // per_row), dim=-2))
+    elements = GPU_CHUNK_ELEMENTS if X.is_cuda else CHUNK_ELEMENTS
+    return iter(X.split(max(16, elements // per_row), dim=-2))
 
 
 def _add_to_diagonal(matrices: Tensor, value: float) -> Tensor:

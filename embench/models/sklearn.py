@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from embench.models import families
 from embench.types import FloatArray, Mixture
 
-VERSION = f"1, scikit-learn {sklearn.__version__}"
+VERSION = f"scikit-learn {sklearn.__version__}"
 
 
 class SklearnEM(GaussianMixture):

@@ -198,7 +198,7 @@ class SpecificationEM(MixtureEstimator):
         [0.5, 9.5]
     """
 
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = f"NumPy {np.__version__}"
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "n_components": [Interval(Integral, 1, None, closed="left")],

@@ -59,10 +59,10 @@ def _terminal_section(comparison: Comparison, track: str, dataset: str) -> Itera
     yield _rich_table(
         tables.summary_table(comparison, track, dataset, tables.MAIN_METRICS, stddevs=False)
     )
-    for line in tables.sentences(comparison, track, dataset):
-        yield _indented(line)
     if advice := tables.recommendation(comparison, track, dataset):
         yield _indented(advice, "bold green")
+    for line in tables.sentences(comparison, track, dataset):
+        yield _indented(line)
 
 
 def _rich_table(table: pd.DataFrame) -> Table:
@@ -208,8 +208,8 @@ def _markdown_section(comparison: Comparison, track: str, dataset: str) -> list[
     advice = tables.recommendation(comparison, track, dataset)
     parts = [f"### {_escaped(tables.dataset_title(comparison, dataset))}", ""]
     parts += [_markdown_table(tables.summary_table(comparison, track, dataset)), ""]
-    parts += [f"- {_escaped(line)}" for line in lines] + [""] * bool(lines)
     parts += [f"**{_escaped(advice)}**", ""] if advice else []
+    parts += [f"- {_escaped(line)}" for line in lines] + [""] * bool(lines)
     changes = tables.changes_table(comparison, track, dataset)
     return parts + ([_markdown_table(changes), ""] if len(changes) else [])
 

@@ -140,3 +140,19 @@ class Threader(GaussianMixtureEM):
     def fit(self, X, y=None):
         threadpool_limits(2)
         return super().fit(X)
+
+
+class Cheat(GaussianMixtureEM):
+    """Hands the judge a density that integrates to 2."""
+
+    @property
+    def mixture_(self):
+        mixture = super().mixture_
+        return Mixture(2 * mixture.weights, mixture.means, mixture.covariances)
+
+
+class Bystander:
+    """No estimator at all."""
+
+    def fit(self, X, y=None):
+        return self

@@ -114,6 +114,21 @@ def test_a_model_that_breaks_a_law_is_caught_by_it(monkeypatch, model, law):
     assert [f.law for f in findings if f.broken and law in f.law], findings
 
 
+@pytest.mark.parametrize("model", ["Exiter", "Segfaulter", "Chatterbox"])
+def test_a_model_that_ends_the_process_or_prints_does_not_pass_by_that(model):
+    result = CliRunner().invoke(main, ["check", f"bad_models:{model}"])
+
+    assert ("ended the process" in result.output) == (model != "Chatterbox")
+    assert all(line[:6].strip() in {"ok", "-", "BROKEN"} for line in result.output.splitlines())
+
+
+def test_what_is_no_estimator_is_said_in_words():
+    result = CliRunner().invoke(main, ["check", "bad_models:Bystander"])
+
+    assert result.exit_code == 2
+    assert "an object without predict, score, get_params, set_params" in result.output
+
+
 def test_the_command_ends_with_1_for_a_broken_law():
     good = CliRunner().invoke(main, ["check", "em"])
     bad = CliRunner().invoke(main, ["check", "bad_models:FalseStarter"])

@@ -130,6 +130,7 @@ TABLES = {
     "empty.csv": "",
     "header.csv": "a,b\n",
     "few.csv": "a,b\n1,2\n3,4\n5,6\n7,8\n",
+    "mixed.csv": "a,b\n1,2\n3,4\nn/a?,6\n",
     "good.csv": "a,b,kind\n" + "".join(f"{i},{i * i % 7},k{i % 2}\n" for i in range(40)),
 }
 
@@ -160,6 +161,8 @@ TABLES = {
         ("run --data header.csv", "empty table"),
         ("run --data few.csv", "3 samples and 4 components"),
         ("run --data good.csv --label king", "did you mean 'kind'"),
+        ("run --data good.csv --label kind --drop kind", "label and left out at once"),
+        ("run --data mixed.csv", "column 'a' holds 'n/a?' in sample 3"),
         ("run --data flat.npy", "got shape (9,)"),
         ("run --data notes.txt", "notes.txt: expected a file that ends in .csv"),
         ("compare nowhere", "unknown run 'nowhere'"),

@@ -335,3 +335,11 @@ def test_version_changes_with_the_content_and_not_with_the_name(tmp_path):
 def test_version_of_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"nothing\.csv"):
         registry.version("dataset", Spec(str(tmp_path / "nothing.csv")))
+
+
+def test_decimal_commas_are_read_where_semicolons_part_the_columns(tmp_path):
+    (tmp_path / "x.csv").write_text("a;b;kind\n" + "1,5;2,25;k\n2,5;3,5;l\n" * 4)
+
+    data = make_dataset(str(tmp_path / "x.csv"), label="kind", standardize=False)
+
+    assert {1.5, 2.25, 2.5, 3.5} == set(np.unique(data.X_train))

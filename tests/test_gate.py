@@ -113,12 +113,33 @@ def test_what_is_within_the_tolerance_passes() -> None:
     assert verdict.exit_code == 0
 
 
-def test_two_milliseconds_are_no_regression_however_large_the_ratio() -> None:
-    old = [changed(r, fit_seconds=1e-4) for r in run()]
+def test_half_a_millisecond_is_no_regression_however_large_the_ratio() -> None:
+    old = [changed(r, fit_seconds=4e-5) for r in run()]
 
     verdict = judged(old, only_em(old, times("fit_seconds", 10)))
 
     assert verdict.exit_code == 0
+
+
+def test_half_as_long_again_is_seen_even_where_fits_take_milliseconds() -> None:
+    old = [changed(r, fit_seconds=3e-3) for r in run()]
+
+    verdict = judged(old, only_em(old, times("fit_seconds", 1.5)))
+
+    assert verdict.exit_code == 1
+
+
+def test_two_files_of_one_name_are_two_datasets() -> None:
+    def other(record: Record) -> Record:
+        dataset = replace(record.trial.dataset, version="2")
+        return replace(record, trial=replace(record.trial, dataset=dataset))
+
+    both = [*run(), *map(other, run())]
+
+    same = judged(both, both)
+    worse = judged(both, [*run(), *map(plus("nll", 1), map(other, run()))])
+
+    assert (same.exit_code, worse.exit_code) == (0, 2)
 
 
 def test_one_pair_proves_nothing() -> None:

@@ -259,3 +259,19 @@ def test_the_same_generator_gives_the_same_samples(mixture):
     assert_array_equal(first[0], second[0])
     assert_array_equal(first[1], second[1])
     assert not np.array_equal(first[0], other[0])
+
+
+@pytest.mark.parametrize(
+    ("weights", "covariance", "words"),
+    [
+        ([1.0, 1.0], np.eye(2), "weights sum to 2"),
+        ([1.5, -0.5], np.eye(2), "a weight is -0.5"),
+        ([np.nan, 1.0], np.eye(2), "weights are not finite"),
+        ([0.5, 0.5], np.array([[1.0, 0.5], [0.2, 1.0]]), "not symmetric"),
+    ],
+)
+def test_what_is_no_mixture_is_not_judged(weights, covariance, words):
+    mixture = Mixture(np.array(weights), np.zeros((2, 2)), np.stack([covariance] * 2))
+
+    with pytest.raises(ValueError, match=words):
+        gaussian.check(mixture)

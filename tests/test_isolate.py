@@ -28,6 +28,7 @@ def server():
         ("Hungry", "out-of-memory", "allocate"),
         ("Raiser", "error", "this model does not like your data"),
         ("NotANumber", "diverged", "means are not finite"),
+        ("Cheat", "diverged", "weights sum to 2"),
     ],
 )
 def test_what_goes_wrong_becomes_a_record_with_a_sentence(

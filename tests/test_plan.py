@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from embench.measuring.plan import customised, load_suite, plan, suites
@@ -90,6 +91,8 @@ def test_shipped_suites_can_be_planned(name, tmp_path):
         ("seeds = 2", "sedes = 2", "unknown key of a suite 'sedes'; did you mean 'seeds'"),
         ('"default"', '"defualt"', "got 'defualt'"),
         ("seeds = 2", "seeds = ", "not TOML"),
+        ("seeds = 2", "time_limit = inf", "time_limit: Input should be a finite number"),
+        ("[2, 3]", "[]", "n_features: expected at least one value, got []"),
         ("[2, 3]", "[0]", "n_features: Input should be greater than 0, got 0"),
         ('name = "spec-em"', "max_iter = 3", "name: Field required"),
     ],
@@ -148,3 +151,34 @@ def test_the_gpu_is_for_models_that_can_use_it(suite, monkeypatch):
         ("sklearn-vb", "cpu"),
         ("spec-em", "cpu"),
     }
+
+
+def test_a_models_own_device_and_dtype_are_those_of_its_trials(suite, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+
+    trials = plan(customised(suite(), models="em:device=cuda,em:dtype=float32,em")).trials
+
+    assert {(str(t.model), t.device, t.dtype) for t in trials} == {
+        ("em:device=cuda", "cuda", "float64"),
+        ("em:dtype=float32", "cpu", "float32"),
+        ("em", "cpu", "float64"),
+    }
+
+
+def test_the_same_model_twice_is_one_candidate(suite):
+    once, twice = (plan(customised(suite(), models=text)).trials for text in ("em", "em,em"))
+
+    assert len(once) == len(twice)
+
+
+def test_a_parameter_that_no_record_could_tell_is_refused(suite):
+    with pytest.raises(InputError, match="random_state: expected a number, a text"):
+        plan(customised(suite(), models=[Spec("em", {"random_state": np.random.RandomState(0)})]))
+
+
+def test_a_track_that_no_model_takes_is_told_which_they_take(suite):
+    text = SUITE.replace('tracks = ["same-start", "default"]', 'tracks = ["budget"]')
+    only = text[: text.index("[[models]]")] + text[text.rindex("[[models]]") :]
+
+    with pytest.raises(InputError, match=r"nothing to run in budget: .*tracks \(same-start\)"):
+        plan(suite(only))

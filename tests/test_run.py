@@ -85,6 +85,56 @@ def test_global_random_state_is_not_touched(tmp_path):
     assert torch.equal(torch.get_rng_state(), before[1])
 
 
+def test_strings_and_lists_say_the_same(tmp_path):
+    frames = [
+        embench.run(
+            "quick",
+            models=models,
+            datasets="iris",
+            tracks=tracks,
+            seeds=1,
+            out=tmp_path,
+            isolation="none",
+        )
+        for models, tracks in (("em,spec-em", "default"), (["em", "spec-em"], ["default"]))
+    ]
+
+    assert frames[0].equals(frames[1])
+
+
+def test_only_what_was_asked_for_comes_back(tmp_path):
+    asked = {"datasets": "iris", "tracks": "default", "seeds": 1, "isolation": "none"}
+    embench.run("quick", models="spec-em", out=tmp_path, **asked)
+
+    records = embench.run("quick", models="em", out=tmp_path, **asked)
+
+    assert list(records["model"]) == ["em"]
+    assert len(store.read(tmp_path)) == 2
+
+
+def test_what_is_left_out_is_a_warning(tmp_path):
+    with pytest.warns(UserWarning, match="sklearn-vb is left out of same-start"):
+        embench.run("quick", models="em,sklearn-vb", datasets="iris", tracks="same-start", seeds=1,
+                    out=tmp_path, isolation="none")  # fmt: skip
+
+
+def test_models_beside_a_script_are_found(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "mine.py").write_text("from sklearn.mixture import GaussianMixture as Mine")
+    (tmp_path / "sub" / "script.py").write_text(
+        "import embench\n"
+        "records = embench.run('quick', models='mine:Mine', datasets='iris', tracks='default',\n"
+        "                      seeds=1, out='run')\n"
+        "print(*records['status'])\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "sub/script.py"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.split() == ["ok"]
+
+
 def test_a_broken_suite_leaves_no_folder_behind(tmp_path):
     with pytest.raises(InputError, match="did you mean"):
         embench.run("quick", models="emm", out=tmp_path / "run")

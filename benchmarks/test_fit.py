@@ -19,7 +19,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from sklearn.base import clone
 
 from embench.measuring.plan import Suite, plan
-from embench.measuring.trial import limited_threads, prepared, run_trial
+from embench.measuring.prepare import prepared
+from embench.measuring.trial import limited_threads, run_trial
 from embench.types import Trial
 
 MODELS = [
@@ -59,5 +60,8 @@ def test_fit(benchmark: BenchmarkFixture, trial: Trial) -> None:
         benchmark.extra_info[name] = record.metrics[name]
 
     benchmark.pedantic(
-        lambda fresh: fresh.fit(X), setup=lambda: ((clone(model),), {}), rounds=ROUNDS
+        lambda fresh: fresh.fit(X),
+        setup=lambda: ((clone(model),), {}),
+        rounds=ROUNDS,
+        warmup_rounds=1,
     )

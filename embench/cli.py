@@ -137,6 +137,7 @@ def run(
 
     SUITE is the name of a shipped suite (see `embench suites`) or the path of a TOML file.
     Ctrl-C loses nothing that is finished; the same command again goes on where it stopped.
+    Trials that fail are records, too; only if all fail is the exit code 1.
     """
     from embench.measuring.plan import customised, load_suite, plan
     from embench.measuring.run import default_folder, execute, remaining
@@ -161,10 +162,12 @@ def run(
     for sentence in planned.left_out:
         click.echo(sentence, err=True)
     click.echo(_announcement(len(planned.trials), len(trials), folder), err=True)
+    failed = 0
     if trials:
         failed = _watch(execute(trials, folder), len(trials), folder)
         click.echo(f"{len(trials) - failed} ok, {failed} failed: {folder / store.RECORDS}")
     click.echo(f"next: embench compare {shlex.quote(str(folder))}")
+    sys.exit(bool(trials) and failed == len(trials))
 
 
 @main.command()

@@ -42,6 +42,15 @@ def test_a_run_says_where_its_records_are_and_what_comes_next(finished_run, embe
     assert "4 trials, all done" in result.output
 
 
+def test_a_run_in_which_all_fails_is_no_success(embench):
+    result = embench("run", "--model", "bad_models:Raiser", "--dataset", "iris", "--track",
+                     "default", "--seeds", "1", "--out", "run")  # fmt: skip
+
+    assert result.exit_code == 1
+    assert "0 ok, 1 failed" in result.output
+    assert "this model does not like your data" in result.stderr
+
+
 def test_compare_prints_sentences_and_writes_a_page(finished_run, embench):
     result = embench("compare", finished_run)
 

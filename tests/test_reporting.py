@@ -290,3 +290,13 @@ def test_a_deviation_is_written_in_the_unit_of_its_mean() -> None:
     assert with_stddev(3 * 2**20, 2**19, "B") == "3.00 ± 0.50 MiB"
     assert with_stddev(1.5, float("nan"), "nat") == "1.5000 nat"
     assert with_stddev(float("nan"), float("nan"), "s") == ""
+
+
+def test_a_terminal_shows_the_best_and_counts_the_rest() -> None:
+    models = ["sklearn-em", *(f"em:n_components={k}" for k in range(1, 13))]
+    found = compare(frame(make_records(datasets=["iris"], tracks=["default"], models=models)))
+
+    shown = printed(found, width=200)
+
+    assert shown.count("faster than sklearn-em") == text.MOST_SENTENCES
+    assert "... and 4 more of lower rank" in shown

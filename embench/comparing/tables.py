@@ -129,11 +129,12 @@ def failures_table(comparison: Comparison) -> pd.DataFrame:
 
 
 def sentences(comparison: Comparison, track: str, dataset: str) -> list[str]:
-    """One sentence per candidate of a table."""
+    """One sentence per candidate of a table, in order of rank."""
     groups: dict[str, list[Change]] = {}
     for item in changes_of(comparison, track, dataset):
         groups.setdefault(item.candidate, []).append(item)
-    return [words.sentence(group) for group in groups.values()]
+    ranked = [str(model) for model in rows_of(comparison.summary, track, dataset)["model"]]
+    return [words.sentence(groups[model]) for model in ranked if model in groups]
 
 
 def recommendation(comparison: Comparison, track: str, dataset: str) -> str:

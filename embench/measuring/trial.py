@@ -1,4 +1,4 @@
-"""Run one trial: data, start, timed pass, judgement, curve. The only module with a clock."""
+"""Run one trial: timed pass, judgement, curve. With `meter` the only module that has a clock."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from statistics import median
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -15,20 +16,18 @@ import torch
 from sklearn.base import clone
 from threadpoolctl import threadpool_limits
 
-from embench import gaussian, registry
+from embench import gaussian
 from embench.measuring.environment import describe
 from embench.measuring.meter import Reading, metered
-from embench.measuring.start import starting_mixture
+from embench.measuring.prepare import prepared
 from embench.metrics import Outcome, judge
 from embench.types import (
     Dataset,
     FloatArray,
-    InputError,
     IterativeModel,
     MixtureModel,
     Model,
     Record,
-    StartableModel,
     Trial,
 )
 
@@ -42,6 +41,9 @@ WARM_UP_ITERATIONS = 2
 GRACE = {"same-start": 1.1, "budget": 2.0, "default": 1.1}
 """A fit is killed this many time limits after its start. On the budget track a last iteration may
 come to its end: the harness stops pulling where another one like it would overrun."""
+
+LONGEST_SENTENCE = 300
+"""Characters of a message that are kept."""
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Unable to allocate")
 
@@ -71,23 +73,9 @@ def run_trial(trial: Trial, *, disposable: bool = False) -> Record:
             )
 
 
-def prepared(trial: Trial, *, disposable: bool = False) -> tuple[Dataset, FloatArray, Model]:
-    """Everything before the clock starts: the data, the samples to fit, the model at its start.
-
-    `run_trial` clocks the fits of clones of this model; a loop of another's making can, too.
-    """
-    _check_versions(trial)
-    data = registry.make_dataset(trial.dataset.name, seed=trial.seed, **trial.dataset.params)
-    X = np.ascontiguousarray(data.X_train, dtype=trial.dtype)
-    model = _configured(trial, data)
-    if trial.track == "same-start":
-        _begin_at_start(model, X, trial)
-    _warm_up(trial, model, X, disposable)
-    return data, X, model
-
-
 def _run(trial: Trial, disposable: bool) -> Record:
-    data, X, model = prepared(trial, disposable=disposable)
+    data, X, model = prepared(trial)
+    _warm_up(trial, model, X, disposable)
     fitted, pulled, readings = _timed_pass(trial, model, X, disposable)
     nll = _nll(fitted, data.X_test)
     curve, n_iter, complaint = _curve(trial, model, X, data, pulled)
@@ -114,17 +102,6 @@ def _run(trial: Trial, disposable: bool) -> Record:
     )
 
 
-def _check_versions(trial: Trial) -> None:
-    """See that code and data are still those of the plan: else a record would lie.
-
-    Raises:
-        InputError: They are not.
-    """
-    for kind, spec in (("dataset", trial.dataset), ("model", trial.model)):
-        if spec.version and registry.version(kind, spec) != spec.version:
-            raise InputError(f"{kind} {spec} has changed since the run was planned; run it again")
-
-
 def _sizes(data: Dataset, X: FloatArray, model: Model) -> dict[str, int]:
     """Sizes of the data fitted; those that nobody knows are absent."""
     sizes = {
@@ -149,50 +126,6 @@ def _on_threads(trial: Trial, environment: Mapping[str, Any]) -> str:
     """A remark if the fit ended with another number of threads than it was given."""
     found = environment["blas_threads"]
     return "" if found == trial.threads else f"ran in {found} threads instead of {trial.threads}"
-
-
-def _configured(trial: Trial, data: Dataset) -> Model:
-    """The trial's estimator with everything the trial decides, where the estimator can be told."""
-    model = registry.make_model(trial.model.name, **trial.model.params)
-    _, model_seed, _ = _children(trial.seed)
-    decided = {
-        "random_state": int(model_seed.generate_state(1)[0]),
-        "device": trial.device,
-        "dtype": trial.dtype,
-        "n_components": data.n_components,
-    }
-    known = model.get_params()
-    return model.set_params(
-        **{
-            key: value
-            for key, value in decided.items()
-            if key in known and key not in trial.model.params
-        }
-    )
-
-
-def _begin_at_start(model: Model, X: FloatArray, trial: Trial) -> None:
-    """Give the model the common start and see that it really stands there.
-
-    Raises:
-        RuntimeError: The model's likelihood at its start is not the judge's likelihood of it.
-    """
-    _, _, start_seed = _children(trial.seed)
-    samples = X.astype(np.float64)
-    start = starting_mixture(samples, model.get_params()["n_components"], start_seed)
-    assert isinstance(model, StartableModel)
-    model.start_from(start)
-    if "n_init" in model.get_params():
-        model.set_params(n_init=1)  # restarts from one start are one restart, many times
-    twin = clone(model)
-    next(stream := twin.iter_fit(X))
-    found, expected = twin.score(X), gaussian.log_likelihood(start, samples)
-    stream.close()
-    if not gaussian.agree(found, expected, model.get_params().get("dtype", trial.dtype)):
-        raise RuntimeError(
-            f"the model does not begin at the given start: its log-likelihood there is {found:g}, "
-            f"the judge's {expected:g}"
-        )
 
 
 def _warm_up(trial: Trial, model: Model, X: FloatArray, disposable: bool) -> None:
@@ -318,14 +251,9 @@ def _log_likelihood(model: Model, X: FloatArray) -> float:
     return gaussian.log_likelihood(model.mixture_, X)
 
 
-def _children(seed: int) -> list[np.random.SeedSequence]:
-    """Seeds of the data, the model and the start, in this order."""
-    return np.random.SeedSequence(seed).spawn(3)
-
-
 def _sentence(error: Exception) -> str:
-    """What was wrong, in one line."""
-    words = " ".join(str(error).split())
+    """What was wrong, in one line of bearable length."""
+    words = shorten(str(error), LONGEST_SENTENCE, placeholder=" ...")
     return words if isinstance(error, Diverged) else f"{type(error).__name__}: {words}"
 
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+MOST_SENTENCES = 8
+"""On a terminal, below one table: the best models; nobody reads a screen of sentences."""
+
 TEXT_COLUMNS = ["model", "dataset", "track", "metric", "better", "status", "verdict", "message"]
 """Columns of words, which stand to the left; all others hold numbers."""
 
@@ -52,7 +55,7 @@ def terminal(comparison: Comparison) -> Iterator[RenderableType]:
 
 
 def _terminal_section(comparison: Comparison, track: str, dataset: str) -> Iterator[RenderableType]:
-    """One dataset: title, table, sentences, advice. All as Text, since labels hold brackets."""
+    """One dataset: title, table, advice, sentences. All as Text, since labels hold brackets."""
     from rich.text import Text
 
     yield Text(f"\n{tables.dataset_title(comparison, dataset)}", style="bold")
@@ -61,8 +64,10 @@ def _terminal_section(comparison: Comparison, track: str, dataset: str) -> Itera
     )
     if advice := tables.recommendation(comparison, track, dataset):
         yield _indented(advice, "bold green")
-    for line in tables.sentences(comparison, track, dataset):
-        yield _indented(line)
+    lines = tables.sentences(comparison, track, dataset)
+    yield from map(_indented, lines[:MOST_SENTENCES])
+    if (left := len(lines) - MOST_SENTENCES) > 0:
+        yield _indented(f"... and {left} more of lower rank, all of them in the report")
 
 
 def _rich_table(table: pd.DataFrame) -> Table:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -378,3 +379,25 @@ def test_a_dataset_seen_with_one_model_needs_no_baseline() -> None:
 
     assert comparison.changes == ()
     assert "the only model here" in str(comparison)
+
+
+def test_splits_of_one_table_are_settled_less_easily_than_new_data() -> None:
+    def split(record: Record) -> Record:
+        sizes = {**record.sizes, "n_table": record.sizes["n_samples"] * 4 // 3}
+        return replace(record, sizes=sizes)
+
+    drawn = one_table(models=["em", "sklearn-em"], noise=0.1)
+
+    wide, narrow = (compare(frame(r)).changes for r in (map(split, drawn), drawn))
+
+    for one, other in zip(wide, narrow, strict=True):
+        assert one.interval.estimate == other.interval.estimate
+        assert one.interval.low <= other.interval.low
+        assert one.interval.high >= other.interval.high
+    [time_wide], [time_narrow] = (
+        [item.interval for item in found if item.metric == "fit_seconds"]
+        for found in (wide, narrow)
+    )
+    # sqrt(1/5 + 1/3) against sqrt(1/5), on the logarithm
+    ratio = np.log(time_wide.high / time_wide.low) / np.log(time_narrow.high / time_narrow.low)
+    assert ratio == pytest.approx(np.sqrt(8 / 3), rel=0.01)

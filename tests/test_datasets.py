@@ -468,3 +468,15 @@ def test_split_leaves_the_table_alone():
 def test_datasets_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         make_dataset("iris").X_train = None
+
+
+@pytest.mark.parametrize(("name", "rows"), [("iris", 150), ("wine", 178), ("digits", 1797)])
+def test_tables_tell_how_many_rows_every_seed_splits(name, rows):
+    data = make_dataset(name, seed=1)
+
+    assert data.n_table == rows == len(data.X_train) + len(data.X_test)
+
+
+def test_drawn_data_are_new_for_every_seed():
+    assert make_dataset("blobs").n_table is None
+    assert make_dataset("three-gaussians").n_table is None

@@ -9,6 +9,7 @@ import time
 import psutil
 import pytest
 
+from embench.measuring import server as server_module
 from embench.measuring.isolate import trial_server
 
 
@@ -35,9 +36,12 @@ def test_what_goes_wrong_becomes_a_record_with_a_sentence(
     server, small_trial, model, status, words
 ):
     trial = small_trial(f"bad_models:{model}", time_limit=0.5)
+    began = time.monotonic()
 
     record = server.run(trial)
 
+    # By the fit's own alarm, long before the server would give the process up.
+    assert time.monotonic() - began < server_module.OVERDUE_SECONDS / 2
     assert (record.trial, record.status) == (trial, status)
     assert words in record.message
     assert record.environment["cpu"]
@@ -62,11 +66,11 @@ def test_a_model_that_misbehaves_but_fits_is_ok(server, small_trial, model):
 
 def test_what_a_model_leaves_running_is_killed(server, small_trial):
     server.run(small_trial("em"))
-    before = psutil.Process().children(recursive=True)
+    before = _servers_and_their_forks()
 
     server.run(small_trial("bad_models:Forker"))
 
-    left = set(psutil.Process().children(recursive=True)) - set(before)
+    left = _servers_and_their_forks() - before
     assert _wait_until(lambda: not any(map(_alive, left)))
 
 
@@ -98,6 +102,15 @@ def test_the_trial_dies_with_its_caller(small_trial):
     os.waitpid(child, 0)
 
     assert _wait_until(lambda: not any(map(_alive, descendants)))
+
+
+def _servers_and_their_forks():
+    """Also those whose parent has died; other tests' may come and go, but end by themselves."""
+    return {
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "embench.measuring.server" in (process.info["cmdline"] or ())
+    }
 
 
 def _sleepers(pid):

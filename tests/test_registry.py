@@ -188,3 +188,17 @@ def test_the_public_face_is_all_there():
     for name in embench.__all__:
         assert getattr(embench, name) is not None
     assert set(dir(embench)) == set(embench.__all__)
+
+
+def test_an_edited_model_is_another_version(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    texts = {"myoriginal": "pass", "mycopy": "pass", "myedited": "pass  # edited"}
+    for name, body in texts.items():
+        (tmp_path / f"{name}.py").write_text(
+            "from sklearn.mixture import GaussianMixture\n\n\n"
+            f"class Mine(GaussianMixture):\n    {body}\n"
+        )
+
+    version = {name: registry.version("model", Spec(f"{name}:Mine")) for name in texts}
+
+    assert version["mycopy"] == version["myoriginal"] != version["myedited"]

@@ -111,23 +111,6 @@ def changes_table(comparison: Comparison, track: str, dataset: str) -> pd.DataFr
     )
 
 
-def failures_table(comparison: Comparison) -> pd.DataFrame:
-    """Every trial that did not finish, all cells as text."""
-    return pd.DataFrame(
-        [
-            {
-                "model": item.model,
-                "dataset": item.dataset,
-                "track": item.track,
-                "trials": str(item.count),
-                "status": item.status,
-                "message": item.message,
-            }
-            for item in comparison.failures
-        ]
-    )
-
-
 def sentences(comparison: Comparison, track: str, dataset: str) -> list[str]:
     """One sentence per candidate of a table, in order of rank."""
     groups: dict[str, list[Change]] = {}

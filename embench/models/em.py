@@ -1,24 +1,27 @@
-"""``em``: embench's own EM, a drop-in for scikit-learn's GaussianMixture on torch kernels."""
+"""``em``, a drop-in for scikit-learn's GaussianMixture, and what all variants of it share."""
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+import scipy
 import sklearn
-import torch
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import StrOptions
-from sklearn.utils.validation import validate_data
-from torch import Tensor
+from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from embench.models import engine, families
-from embench.models.engine import FAMILIES, Parameters
+from embench.models.engine import FAMILIES, Arrays, Frame, Parameters, Samples
 from embench.types import FloatArray, IntArray, Mixture
 
 NOT_CONVERGED = (
@@ -26,61 +29,52 @@ NOT_CONVERGED = (
     "max_iter, tol, or check for degenerate data."
 )
 
+FORGETTING = 0.6
+"""Exponent of the step size (t + 2)^-0.6 of `partial_fit`: in (0.5, 1] it converges; near 0.5 it
+forgets a poor start soonest (Cappe and Moulines, 2009, section 3)."""
+
 
 @dataclass(frozen=True)
-class _Run:
-    """One restart as far as it has come; ``lower_bounds`` [nat] grows with the restart."""
+class Run:
+    """One restart as far as it has come, in the frame; ``lower_bounds`` [nat] grows with it."""
 
     parameters: Parameters
-    lower_bounds: list[float]
-    lower_bound: float
+    lower_bound: float = -np.inf
+    lower_bounds: list[float] = field(default_factory=list)
     n_iter: int = 0
     converged: bool = False
 
+    def after(self, lower_bound: float, parameters: Parameters, tol: float) -> Run:
+        """One iteration on."""
+        self.lower_bounds.append(lower_bound)
+        return replace(
+            self,
+            parameters=parameters,
+            lower_bound=lower_bound,
+            n_iter=self.n_iter + 1,
+            converged=abs(lower_bound - self.lower_bound) < tol,
+        )
 
-class GaussianMixtureEM(GaussianMixture):
-    """Classical EM on embench's torch engine: float64 or float32, CPU or GPU.
 
-    Maximises the mean log-likelihood 1/n sum_i log sum_k w_k N(x_i; mu_k, S_k) by alternating
-    responsibilities and weighted moments. Constructor, attributes, starts and stopping rule are
-    those of `sklearn.mixture.GaussianMixture`; from the same start both go the same way.
+class MixtureByEM(GaussianMixture, ABC):
+    """A mixture fitted by steps on embench's engine: everything but the step.
 
-    Args:
-        n_components: Number of components.
-        covariance_type: "full", "tied", "diag" or "spherical".
-        tol: Ends when the mean log-likelihood rises by less [nat]; 0 runs all iterations.
-        reg_covar: Added to the diagonal of every covariance [u^2].
-        max_iter: Largest number of EM iterations.
-        n_init: Number of restarts; the best is kept.
-        init_params: "kmeans", "k-means++", "random" or "random_from_data".
-        weights_init, means_init, precisions_init: A start of your own, shapes as the fitted
-            attributes; give all three.
-        random_state: Seed of the start.
-        warm_start: Continue from the last fit.
-        verbose, verbose_interval: As in scikit-learn.
-        device: "cpu", "cuda" or "auto" (cuda where there is one).
-        dtype: "float64" or "float32": precision of the whole computation.
+    A variant says in `_steps` how one mixture becomes the next. Starts, restarts, stopping rule
+    and attributes are scikit-learn's. Hyper-parameters of its own go before ``**common``:
 
-    Attributes: ``weights_`` (n_components,), ``means_`` (n_components, n_features) [u],
-    ``covariances_`` and ``precisions_`` in the shape of their family [u^2, u^-2],
-    ``converged_``, ``n_iter_``, ``lower_bound_`` (before the last M-step, as in scikit-learn).
-
-    Source:
-        Dempster, Laird and Rubin (1977); Bishop (2006), section 9.2.
-
-    Example:
-        >>> X = np.array([[1.0, 2], [1, 4], [1, 0], [10, 2], [10, 4], [10, 0]])
-        >>> em = GaussianMixtureEM(n_components=2, random_state=0).fit(X)
-        >>> sorted(em.means_[:, 0].round(6).tolist())
-        [1.0, 10.0]
+        def __init__(self, n_components=1, *, inertia=0.5, **common):
+            super().__init__(n_components, **common)
+            self.inertia = inertia
     """
 
-    version: ClassVar[str] = f"torch {torch.__version__}, scikit-learn {sklearn.__version__}"
+    version: ClassVar[str] = (
+        f"numpy {np.__version__}, scipy {scipy.__version__}, scikit-learn {sklearn.__version__}"
+    )
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **GaussianMixture._parameter_constraints,
         "device": [StrOptions({"cpu", "cuda", "auto"})],
-        "dtype": [StrOptions({"float64", "float32"})],
+        "dtype": [StrOptions({"float64", "float32", "auto"})],
     }
 
     def __init__(
@@ -101,7 +95,7 @@ class GaussianMixtureEM(GaussianMixture):
         verbose: int = 0,
         verbose_interval: int = 10,
         device: Literal["cpu", "cuda", "auto"] = "cpu",
-        dtype: Literal["float64", "float32"] = "float64",
+        dtype: Literal["auto", "float64", "float32"] = "auto",
     ) -> None:
         super().__init__(
             n_components=n_components,
@@ -122,6 +116,18 @@ class GaussianMixtureEM(GaussianMixture):
         self.device = device
         self.dtype = dtype
 
+    @abstractmethod
+    def _steps(
+        self, samples: Samples, parameters: Parameters, random_state: np.random.RandomState
+    ) -> Iterator[tuple[float, Parameters]]:
+        """Iterate for ever: the mean log-likelihood [nat] before each step, the mixture after it.
+
+        Args:
+            samples: The data in their frame; what they offer is all that a step should need.
+            parameters: The start, in that frame.
+            random_state: For steps that draw.
+        """
+
     @property
     def precisions_(self) -> FloatArray:
         """Inverse covariances [u^-2] in the shape of their family."""
@@ -139,119 +145,361 @@ class GaussianMixtureEM(GaussianMixture):
         """Begin the next fit at ``start``; its covariances must be of this family."""
         return self.set_params(**families.start_params(start, self.covariance_type))
 
-    def fit(self, X: FloatArray, y: None = None) -> Self:
+    def fit(self, X: FloatArray, y: None = None, sample_weight: FloatArray | None = None) -> Self:
         """Fit to X of shape (n_samples, n_features); see the class for what is set.
+
+        Args:
+            X: Samples [u].
+            y: Ignored.
+            sample_weight: How often each sample counts, (n_samples,); ones by default.
 
         Raises:
             ValueError: X is not finite numbers in two dimensions, has fewer samples than
-                components, or a covariance became singular.
+                components, or a covariance became singular where ``reg_covar`` is 0.
         """
-        for _ in self.iter_fit(X):
-            pass
+        samples, runs = self._fitting(X, sample_weight)
+        self._expose(_last(runs), samples.frame, samples.arrays.dtype)
         return self
 
-    def fit_predict(self, X: FloatArray, y: None = None) -> IntArray:
+    def fit_predict(
+        self, X: FloatArray, y: None = None, sample_weight: FloatArray | None = None
+    ) -> IntArray:
         """Fit to X and return the most probable component of each sample, (n_samples,)."""
-        return self.fit(X).predict(X)
+        return self.fit(X, sample_weight=sample_weight).predict(X)
 
-    def iter_fit(self, X: FloatArray) -> Iterator[int]:
-        """Fit step by step: yields 0 at the start, then the iterations done over all restarts.
+    def iter_fit(self, X: FloatArray, sample_weight: FloatArray | None = None) -> Iterator[int]:
+        """Fit step by step: yields 0 at the start, then the iterations done.
 
-        At every yield the model holds the best mixture so far and can be used or left.
+        At every yield the model holds the best mixture so far and can be used or left. Restarts
+        that go on side by side count together.
         """
-        X = self._validated(X)
+        samples, runs = self._fitting(X, sample_weight)
+        for done, run in enumerate(runs):
+            self._expose(run, samples.frame, samples.arrays.dtype)
+            yield done
+
+    def _fitting(
+        self, X: FloatArray, sample_weight: FloatArray | None
+    ) -> tuple[Samples, Iterator[Run]]:
+        """The samples in their frame, and the best run so far after every iteration."""
+        X, sample_weight = self._validated(X, sample_weight)
         random_state = check_random_state(self.random_state)
         resumed = self.warm_start and hasattr(self, "converged_")
-        best: _Run | None = None
-        done = 0
-        for restart in range(1 if resumed else self.n_init):
-            self._print_verbose_msg_init_beg(restart)
-            if not resumed:
-                self._begin(X, random_state)
-            for run in self._iterate(X, before=self.lower_bound_ if resumed else -np.inf):
-                shown = best if best and best.lower_bound >= run.lower_bound else run
-                self._expose(shown)
-                if run.n_iter or not restart:
-                    yield done + run.n_iter
-            self._print_verbose_msg_init_end(run.lower_bound, run.converged)
-            best, done = shown, done + run.n_iter
-        if not self.converged_ and self.max_iter > 0:
-            warnings.warn(NOT_CONVERGED, ConvergenceWarning, stacklevel=2)
+        samples = Samples.of(
+            X,
+            FAMILIES[self.covariance_type],
+            self.reg_covar,
+            sample_weight=sample_weight,
+            dtype=X.dtype.name,
+            device=self._device(),
+        )
+        starts = (
+            Run(samples.frame.inward(self._parameters()), self.lower_bound_)
+            if resumed
+            else Run(samples.frame.inward(self._start(X, sample_weight, random_state)))
+            for _ in range(1 if resumed else self.n_init)
+        )
+        return samples, self._runs(samples, starts, random_state)
 
-    def _iterate(self, X: FloatArray, before: float) -> Iterator[_Run]:
-        """EM from the model's present parameters: the start, then one run per iteration."""
-        samples, family = self._tensor(X), FAMILIES[self.covariance_type]
-        run = _Run(self._parameters(), [], before)
-        yield run
+    def _runs(
+        self, samples: Samples, starts: Iterator[Run], random_state: np.random.RandomState
+    ) -> Iterator[Run]:
+        """One restart after another: the best so far at the first start and after every step."""
+        best: Run | None = None
+        for restart, start in enumerate(starts):
+            self._print_verbose_msg_init_beg(restart)
+            if best is None:
+                yield start
+            shown = run = start
+            for run in self._iterated(samples, start, random_state):
+                shown = best if best and best.lower_bound >= run.lower_bound else run
+                yield shown
+            self._print_verbose_msg_init_end(run.lower_bound, run.converged)
+            best = shown
+        assert best
+        self._warn_unless_converged(best)
+
+    def _iterated(
+        self, samples: Samples, run: Run, random_state: np.random.RandomState
+    ) -> Iterator[Run]:
+        """A run after each of its iterations."""
+        steps = self._steps(samples, run.parameters, random_state)
         while run.n_iter < self.max_iter and not run.converged:
-            mean, parameters = engine.em_step(samples, run.parameters, family, self.reg_covar)
-            bound = float(mean)
-            change = bound - run.lower_bound
-            run.lower_bounds.append(bound)
-            converged = abs(change) < self.tol
-            run = _Run(parameters, run.lower_bounds, bound, run.n_iter + 1, converged)
-            self._print_verbose_msg_iter_end(run.n_iter, change)
+            before = run.lower_bound
+            lower_bound, parameters = next(steps)
+            run = run.after(float(lower_bound), parameters, self.tol)
+            self._print_verbose_msg_iter_end(run.n_iter, run.lower_bound - before)
             yield run
 
-    def _begin(self, X: FloatArray, random_state: np.random.RandomState) -> None:
+    def _warn_unless_converged(self, best: Run) -> None:
+        """Warn of the best run unless it converged, in scikit-learn's words."""
+        if not best.converged and self.max_iter > 0:
+            warnings.warn(NOT_CONVERGED, ConvergenceWarning, stacklevel=2)
+
+    def _start(
+        self,
+        X: FloatArray,
+        sample_weight: FloatArray | None,
+        random_state: np.random.RandomState,
+    ) -> Parameters:
         """The start as scikit-learn makes it; about the centre, so that nothing cancels far out.
 
         Not where single samples become components: scikit-learn's covariances then depend on
         where the origin is, and a drop-in begins at the same ones.
         """
-        if self.init_params in ("k-means++", "random_from_data"):
-            families.initialise(self, X, random_state)
-            return
+        given = (self.weights_init, self.means_init, self.precisions_init)
+        all_given = all(part is not None for part in given)
+        if all_given or self.init_params in ("k-means++", "random_from_data"):
+            families.initialise(self, X, random_state, sample_weight)
+            return self._parameters()
         centre = X.mean(axis=0, dtype=np.float64).astype(X.dtype)
-        families.initialise(self, X - centre, random_state)
-        if self.means_init is None:
-            self.means_: FloatArray = self.means_ + centre
+        families.initialise(self, X - centre, random_state, sample_weight)
+        start = self._parameters()
+        return start if self.means_init is not None else start._replace(means=start.means + centre)
 
-    def _validated(self, X: FloatArray) -> FloatArray:
+    def _validated(
+        self, X: FloatArray, sample_weight: FloatArray | None
+    ) -> tuple[FloatArray, FloatArray | None]:
         """X as a finite array of the model's dtype, after a look at every parameter."""
         self._validate_params()
-        X = validate_data(self, X, dtype=np.dtype(self.dtype), ensure_min_samples=2)
+        dtype = [np.float64, np.float32] if self.dtype == "auto" else np.dtype(self.dtype)
+        X = validate_data(self, X, dtype=dtype, ensure_min_samples=2)
         if len(X) < self.n_components:
             raise ValueError(
                 f"Expected n_samples >= n_components but got n_components = "
                 f"{self.n_components}, n_samples = {len(X)}"
             )
         self._check_parameters(X, xp=np)
-        return X
+        if sample_weight is not None:
+            sample_weight = _check_sample_weight(
+                sample_weight, X, dtype=np.float64, ensure_non_negative=True
+            )
+        return X, sample_weight
 
     def _parameters(self) -> Parameters:
-        """The fitted attributes as tensors."""
-        return Parameters(
-            self._tensor(self.weights_),
-            self._tensor(self.means_),
-            self._tensor(self.covariances_),
-            self._tensor(self.precisions_cholesky_),
-        )
+        """The fitted attributes, in float64."""
+        fitted = (self.weights_, self.means_, self.covariances_, self.precisions_cholesky_)
+        return Parameters(*(np.asarray(array, dtype=np.float64) for array in fitted))
 
-    def _expose(self, run: _Run) -> None:
-        """Set the fitted attributes; on the CPU they share memory with the tensors."""
+    def _expose(self, run: Run, frame: Frame, dtype: str) -> None:
+        """Set the fitted attributes."""
         self.weights_, self.means_, self.covariances_, self.precisions_cholesky_ = (
-            tensor.cpu().numpy() for tensor in run.parameters
+            array.astype(dtype) for array in frame.outward(run.parameters)
         )
         self.n_iter_, self.converged_ = run.n_iter, run.converged
-        self.lower_bound_, self.lower_bounds_ = run.lower_bound, run.lower_bounds
+        self.lower_bound_, self.lower_bounds_ = run.lower_bound, list(run.lower_bounds)
 
     def _device(self) -> str:
-        if self.device == "cpu" or torch.cuda.is_available():
-            return "cuda" if self.device == "auto" else self.device
+        if self.device == "cpu":
+            return "cpu"
+        import torch
+
+        if torch.cuda.is_available():
+            return "cuda"
         if self.device == "auto":
             return "cpu"
         raise ValueError("device='cuda': torch finds no CUDA device; use 'cpu' or 'auto'")
 
-    def _tensor(self, array: FloatArray) -> Tensor:
-        # torch refuses the negative strides that a side of length 1 may keep, and dislikes
-        # memory that it may not write: raveling mends the one, "W" copies where there is the other.
-        flat = np.require(np.ravel(array), dtype=self.dtype, requirements="W")
-        return torch.as_tensor(flat, device=self._device()).reshape(np.shape(array))
-
     def _estimate_weighted_log_prob(self, X: FloatArray, xp: Any = None) -> FloatArray:
         """Log-joint (n_samples, n_components): what scikit-learn's score and predict build on."""
         joint = engine.log_joint(
-            self._tensor(X), self._parameters(), FAMILIES[self.covariance_type]
+            X,
+            self._parameters(),
+            FAMILIES[self.covariance_type],
+            dtype=np.asarray(X).dtype.name,
+            device=self._device(),
         )
-        return joint.mT.cpu().numpy()
+        return joint.T
+
+    @classmethod
+    def _get_param_names(cls) -> list[str]:
+        """Of every class in line, because a variant's constructor names only its own."""
+        names = {
+            name
+            for one in cls.__mro__
+            if issubclass(one, MixtureByEM) and "__init__" in vars(one)
+            for name, parameter in inspect.signature(one.__init__).parameters.items()
+            if parameter.kind != parameter.VAR_KEYWORD and name != "self"
+        }
+        return sorted(names)
+
+
+class GaussianMixtureEM(MixtureByEM):
+    """Classical EM on embench's engine: float64 or float32, CPU or GPU.
+
+    Maximises the mean log-likelihood 1/n sum_i log sum_k w_k N(x_i; mu_k, S_k) by alternating
+    responsibilities and weighted moments. Constructor, attributes, starts and stopping rule are
+    those of `sklearn.mixture.GaussianMixture`; from the same start both go the same way. Restarts
+    go on side by side, at a fraction of the cost of one after another.
+
+    Args:
+        n_components: Number of components.
+        covariance_type: "full", "tied", "diag" or "spherical".
+        tol: Ends when the mean log-likelihood rises by less [nat]; 0 runs all iterations.
+        reg_covar: Added to the diagonal of every covariance [u^2]. Where a covariance is not
+            positive definite all the same, more is added to it, with a warning; 0 means none, and
+            then that is an error.
+        max_iter: Largest number of EM iterations.
+        n_init: Number of restarts; the best is kept.
+        init_params: "kmeans", "k-means++", "random" or "random_from_data".
+        weights_init, means_init, precisions_init: A start of your own, shapes as the fitted
+            attributes; give all three.
+        random_state: Seed of the start.
+        warm_start: Continue from the last fit.
+        verbose, verbose_interval: As in scikit-learn.
+        device: "cpu", "cuda" or "auto" (cuda where there is one).
+        dtype: "float64", "float32" or "auto" (that of X): precision of the passes over X.
+
+    Attributes: ``weights_`` (n_components,), ``means_`` (n_components, n_features) [u],
+    ``covariances_`` and ``precisions_`` in the shape of their family [u^2, u^-2],
+    ``converged_``, ``n_iter_``, ``lower_bound_`` (before the last M-step, as in scikit-learn).
+
+    Source:
+        Dempster, Laird and Rubin (1977); Bishop (2006), section 9.2.
+
+    Example:
+        >>> X = np.array([[1.0, 2], [1, 4], [1, 0], [10, 2], [10, 4], [10, 0]])
+        >>> em = GaussianMixtureEM(n_components=2, random_state=0).fit(X)
+        >>> sorted(em.means_[:, 0].round(6).tolist())
+        [1.0, 10.0]
+    """
+
+    def fit_many(
+        self, X: FloatArray, starts: Sequence[Mixture] | None = None
+    ) -> list[GaussianMixtureEM]:
+        """Fit one mixture to each of many datasets of one size, all at once.
+
+        Args:
+            X: Datasets, shape (n_problems, n_samples, n_features) [u].
+            starts: Where each begins, n_problems mixtures of this family; by default each makes
+                its own start.
+
+        Returns:
+            A fitted copy of this model for every dataset.
+
+        Raises:
+            ValueError: X has not three dimensions, or there are not as many starts as datasets.
+
+        Example:
+            >>> X = np.random.default_rng(0).normal(size=(5, 100, 2))
+            >>> [em.converged_ for em in GaussianMixtureEM(2, random_state=0).fit_many(X)]
+            [True, True, True, True, True]
+        """
+        X = np.asarray(X)
+        if X.ndim != 3 or len(X) == 0:
+            raise ValueError(
+                f"expected X of shape (n_problems, n_samples, n_features), got {X.shape}"
+            )
+        if starts is not None and len(starts) != len(X):
+            raise ValueError(f"expected {len(X)} starts, one for each dataset, got {len(starts)}")
+        models = [clone(self) for _ in X]
+        own = []
+        for i, model in enumerate(models):
+            if starts is not None:
+                model.start_from(starts[i])
+            validated, _ = model._validated(X[i], None)
+            own.append(model._start(validated, None, check_random_state(model.random_state)))
+        samples = Samples.of(
+            X.astype(validated.dtype, copy=False),
+            FAMILIES[self.covariance_type],
+            self.reg_covar,
+            dtype=validated.dtype.name,
+            device=self._device(),
+        )
+        runs = _last(self._lockstep(samples, samples.frame.inward(_stacked(own))))
+        for i, (model, run) in enumerate(zip(models, runs, strict=True)):
+            model._expose(run, samples.frame[i], samples.arrays.dtype)
+            model._warn_unless_converged(run)
+        return models
+
+    def partial_fit(
+        self, X: FloatArray, y: None = None, sample_weight: FloatArray | None = None
+    ) -> Self:
+        """Take one step of stepwise EM with a batch of samples; begin with the first batch.
+
+        Statistics of the batch enter a running average with step size (t + 2)^-0.6, and the
+        mixture follows from the average. ``lower_bound_`` is the batch's log-likelihood before.
+
+        Args:
+            X: A batch, (n_samples, n_features) [u]; the first one must not be smaller than
+                n_components.
+            y: Ignored.
+            sample_weight: As in `fit`.
+
+        Source:
+            Cappe and Moulines (2009), On-line expectation-maximization algorithm for latent data
+            models.
+        """
+        X, sample_weight = self._validated(X, sample_weight)
+        family = FAMILIES[self.covariance_type]
+        if not hasattr(self, "_online"):
+            samples = Samples.of(
+                X, family, self.reg_covar, sample_weight=sample_weight, dtype=X.dtype.name
+            )
+            start = self._start(X, sample_weight, check_random_state(self.random_state))
+            run, average = Run(samples.frame.inward(start)), None
+        else:
+            run, average, frame = self._online
+            samples = Samples.within(frame, Arrays.on("cpu", X.dtype.name), X, sample_weight)
+        statistics = samples.e_step(run.parameters)
+        step = (run.n_iter + 2) ** -FORGETTING
+        batch = statistics.averaged()
+        average = (
+            batch if average is None else family.combine(average.scaled(1 - step), batch, step)
+        )
+        parameters = samples.m_step(average, run.parameters, self.reg_covar)
+        run = run.after(float(statistics.log_likelihood), parameters, self.tol)
+        self._online = run, average, samples.frame
+        self._expose(run, samples.frame, samples.arrays.dtype)
+        return self
+
+    def _steps(
+        self, samples: Samples, parameters: Parameters, random_state: np.random.RandomState
+    ) -> Iterator[tuple[float, Parameters]]:
+        while True:
+            log_likelihood, parameters = samples.em_step(parameters, self.reg_covar)
+            yield float(log_likelihood), parameters
+
+    def _runs(
+        self, samples: Samples, starts: Iterator[Run], random_state: np.random.RandomState
+    ) -> Iterator[Run]:
+        """Restarts side by side over the same samples, which are read once for all of them."""
+        if self.n_init == 1 or self.verbose:
+            yield from super()._runs(samples, starts, random_state)
+            return
+        for runs in self._lockstep(samples, _stacked([run.parameters for run in starts])):
+            best = max(runs, key=lambda run: run.lower_bound)
+            yield best
+        self._warn_unless_converged(best)
+
+    def _lockstep(self, samples: Samples, stacked: Parameters) -> Iterator[list[Run]]:
+        """All runs at their starts and after every iteration; those that converged rest."""
+        runs = [Run(_nth(stacked, i)) for i in range(len(stacked.weights))]
+        yield runs
+        moving = list(range(len(runs)))
+        for _ in range(self.max_iter):
+            bounds, stacked = samples.em_step(stacked, self.reg_covar)
+            runs = runs.copy()
+            for place, i in enumerate(moving):
+                runs[i] = runs[i].after(float(bounds[place]), _nth(stacked, place), self.tol)
+            yield runs
+            still = [place for place, i in enumerate(moving) if not runs[i].converged]
+            if len(still) < len(moving):
+                moving = [moving[place] for place in still]
+                stacked = Parameters(*(part[still] for part in stacked))
+                samples = samples.some(still) if samples.problems else samples
+            if not moving:
+                return
+
+
+def _last(stream: Iterator[Any]) -> Any:
+    """What a stream of at least one thing ends with."""
+    return deque(stream, maxlen=1).pop()
+
+
+def _stacked(parameters: Sequence[Parameters]) -> Parameters:
+    return Parameters(*(np.stack(parts) for parts in zip(*parameters, strict=True)))
+
+
+def _nth(stacked: Parameters, i: int) -> Parameters:
+    return Parameters(*(part[i] for part in stacked))

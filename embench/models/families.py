@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.mixture._base import BaseMixture
 
 from embench.types import FloatArray, Mixture
@@ -30,13 +31,28 @@ def mixture(
     )
 
 
-def initialise(model: BaseMixture, X: FloatArray, random_state: np.random.RandomState) -> None:
+def initialise(
+    model: BaseMixture,
+    X: FloatArray,
+    random_state: np.random.RandomState,
+    sample_weight: FloatArray | None = None,
+) -> None:
     """Set the start's attributes as scikit-learn does, and the covariances in every case.
 
     scikit-learn leaves them out where ``precisions_init`` is given: its EM needs the factors only.
+    Where all of the start is given there is nothing to make it of.
     """
-    model._initialize_parameters(X, random_state)
-    if model.get_params().get("precisions_init") is not None:
+    params = model.get_params()
+    given = all(
+        params.get(f"{part}_init") is not None for part in ("weights", "means", "precisions")
+    )
+    if given:
+        model._initialize(X, None)
+    elif sample_weight is None:
+        model._initialize_parameters(X, random_state)
+    else:
+        _initialise_weighted(model, X, random_state, sample_weight)
+    if given[-1]:
         model.covariances_ = _covariances(model.precisions_cholesky_, model.covariance_type)
 
 
@@ -57,6 +73,31 @@ def start_params(start: Mixture, covariance_type: str) -> dict[str, Any]:
         "means_init": start.means,
         "precisions_init": np.linalg.inv(compact) if matrices else 1.0 / compact,
     }
+
+
+def _initialise_weighted(
+    model: BaseMixture,
+    X: FloatArray,
+    random_state: np.random.RandomState,
+    sample_weight: FloatArray,
+) -> None:
+    """scikit-learn's starts for samples that do not all count the same."""
+    n_samples, K = len(X), model.n_components
+    shares = sample_weight / sample_weight.sum()
+    resp = np.zeros((n_samples, K), dtype=X.dtype)
+    if model.init_params == "random":
+        resp += random_state.dirichlet(np.ones(K), size=n_samples)
+    elif model.init_params == "kmeans":
+        found = KMeans(K, n_init=1, random_state=random_state).fit(X, sample_weight=sample_weight)
+        resp[np.arange(n_samples), found.labels_] = 1
+    elif model.init_params == "k-means++":
+        _, chosen = kmeans_plusplus(X, K, random_state=random_state, sample_weight=sample_weight)
+        resp[chosen, np.arange(K)] = 1
+    else:
+        resp[random_state.choice(n_samples, K, replace=False, p=shares), np.arange(K)] = 1
+    model._initialize(X, resp * sample_weight[:, None].astype(X.dtype))
+    if model.weights_init is None:
+        model.weights_ = model.weights_ / model.weights_.sum()
 
 
 def _covariances(precisions_cholesky: FloatArray, covariance_type: str) -> FloatArray:

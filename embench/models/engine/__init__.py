@@ -1,0 +1,62 @@
+"""EM for Gaussian mixtures, without estimators around it: what `em` and all its variants run on.
+
+**The formulation.** A Gaussian log-density is linear in the products of the sample's features:
+with y = (1, y_i, y_i y_j) one matrix product of coefficients and products gives the log-joint of
+every component, and one of responsibilities and the same products gives every sufficient
+statistic. Both are matrix products in their fastest shape, over chunks that stay in the cache.
+
+**The frame.** Expanding a square cancels digits where data lie far from the origin, so samples are
+centred and whitened once, before the first iteration, and parameters live in that frame until they
+are shown. Where this is not enough (`Samples.cancellation`: tight components far apart), the pass
+takes moments about the current means instead: slower, and exact wherever the data lie.
+
+**Layout.** Samples are feature-major, ``[..., n_features + 1, n_samples]``, the last row ones; what
+is per sample and component is ``[..., n_components, n_samples]``: a softmax over a short last
+dimension is many times slower than over an earlier one. Leading dimensions are independent
+problems, or restarts over the same samples.
+
+**Arrays.** The pass over the samples runs on NumPy arrays or on torch tensors, by the few functions
+that both spell alike; statistics come back as float64 NumPy, and the parameters, which are small,
+are updated there. On CPUs NumPy was the faster of the two: its exponential twice as fast, its
+matrix products a little, and for small problems its calls cost a third of torch's.
+
+| module | what it knows |
+|---|---|
+| `arrays` | NumPy or torch |
+| `linalg` | factors of many small matrices |
+| `family` | what differs between covariance families |
+| `frame` | centring and whitening, there and back |
+| `samples` | the passes over the samples |
+"""
+
+from __future__ import annotations
+
+from embench.models.engine.arrays import Arrays
+from embench.models.engine.family import (
+    FAMILIES,
+    ILL_DEFINED,
+    Family,
+    IllDefinedCovariance,
+    Parameters,
+    RegularisationWarning,
+    Statistics,
+)
+from embench.models.engine.frame import Frame
+from embench.models.engine.samples import Posterior, Samples, em_step, log_joint, softmax
+
+__all__ = [
+    "FAMILIES",
+    "ILL_DEFINED",
+    "Arrays",
+    "Family",
+    "Frame",
+    "IllDefinedCovariance",
+    "Parameters",
+    "Posterior",
+    "RegularisationWarning",
+    "Samples",
+    "Statistics",
+    "em_step",
+    "log_joint",
+    "softmax",
+]

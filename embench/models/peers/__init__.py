@@ -1,0 +1,1 @@
+"""Foreign libraries, one per file, each optional: ``pip install 'embench[peers]'``."""

@@ -32,11 +32,14 @@ lint: .venv/ready
 types: .venv/ready
 	$(BIN)/mypy
 
+# What cannot be imported needs a library of the peers, or fails in the tests.
 doctest: .venv/ready
-	$(BIN)/pytest --doctest-modules embench
+	$(BIN)/pytest --doctest-modules --doctest-ignore-import-errors embench
 
+# The second takes about ten minutes; `make perf SPEED=--quick` looks at small cells for seconds.
 perf: .venv/ready
 	$(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=min,median,iqr,rounds
+	$(BIN)/python benchmarks/speed.py $(SPEED)
 
 # Torch first: its pinned version keeps every later step from asking for another one.
 .venv/ready: pyproject.toml constraints.txt

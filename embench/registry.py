@@ -25,6 +25,15 @@ FILE_DATASET = "embench.datasets.files:FileDataset"
 FILE_SUFFIXES = (".csv", ".npy", ".npz", ".parquet")
 
 
+class NotInstalled(InputError):
+    """What an optional package would bring; the entry point names the extra it comes with."""
+
+    def __init__(self, kind: str, point: EntryPoint) -> None:
+        package = point.dist.name if point.dist else "embench"
+        self.remedy = f"pip install '{package}[{','.join(point.extras)}]'"
+        super().__init__(f"{kind} {point.name!r} is not installed: {self.remedy}")
+
+
 def make_model(name: str, **params: Any) -> Model:
     """Make an unfitted estimator by name.
 
@@ -98,6 +107,8 @@ def load(kind: str, name: str) -> Callable[..., Any]:
     try:
         return point.load()
     except (ImportError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and point.extras:
+            raise NotInstalled(kind, point) from error
         raise InputError(f"{kind} {name!r} cannot be imported: {error}") from error
 
 
@@ -150,6 +161,8 @@ def _first_lines(kind: str) -> dict[str, str]:
     for name in sorted(_entry_points(kind)):
         try:
             lines[name] = (inspect.getdoc(load(kind, name)) or "").partition("\n")[0]
+        except NotInstalled as error:
+            lines[name] = f"not installed: {error.remedy}"
         except InputError as error:
             lines[name] = f"not available: {error}"
     return lines
@@ -157,12 +170,20 @@ def _first_lines(kind: str) -> dict[str, str]:
 
 @cache
 def _source_digest(module: str) -> str:
-    """Digest of a module's source, with its siblings' if it stands in a package; else empty."""
+    """Digest of a module's source; empty where there is none.
+
+    A module in a package is likely to rest on what stands around it: its source is all of the
+    sub-package, such as ``embench.models``, or of the package that holds no sub-packages.
+    """
     found = sys.modules.get(module)
     file = getattr(found, "__file__", None)
     if found is None or file is None:
         return ""
-    files = sorted(Path(file).parent.glob("*.py")) if found.__package__ else [Path(file)]
+    folder = Path(file).parent
+    depth = len((found.__package__ or "").split("."))
+    for _ in range(2, depth):
+        folder = folder.parent
+    files = sorted(folder.rglob("*.py")) if found.__package__ else [Path(file)]
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.read_bytes())

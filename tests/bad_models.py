@@ -9,11 +9,11 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from threadpoolctl import threadpool_limits
 
-from embench.models.em import GaussianMixtureEM
+from embench.models.em import GaussianMixture
 from embench.types import Mixture
 
 
-class Misbehaving(GaussianMixtureEM):
+class Misbehaving(GaussianMixture):
     """A good model but for what it does at the beginning of every fit."""
 
     def __init__(self, n_components=1, *, random_state=None):
@@ -105,7 +105,7 @@ class NotANumber(BaseEstimator):
         return 0.0
 
 
-class FalseStarter(GaussianMixtureEM):
+class FalseStarter(GaussianMixture):
     """Says that it can begin at a start, and does not."""
 
     def __init__(self, n_components=1, *, random_state=None):
@@ -115,7 +115,7 @@ class FalseStarter(GaussianMixtureEM):
         return self
 
 
-class BadlyWatched(GaussianMixtureEM):
+class BadlyWatched(GaussianMixture):
     """Fits well, and fails as soon as somebody looks on."""
 
     def fit(self, X, y=None):
@@ -127,14 +127,14 @@ class BadlyWatched(GaussianMixtureEM):
         yield 0
 
 
-class NumpyCounter(GaussianMixtureEM):
+class NumpyCounter(GaussianMixture):
     """Counts in NumPy's integers."""
 
     def iter_fit(self, X):
         yield from map(np.int64, super().iter_fit(X))
 
 
-class Threader(GaussianMixtureEM):
+class Threader(GaussianMixture):
     """Takes more threads than it was given."""
 
     def fit(self, X, y=None):
@@ -142,7 +142,7 @@ class Threader(GaussianMixtureEM):
         return super().fit(X)
 
 
-class Cheat(GaussianMixtureEM):
+class Cheat(GaussianMixture):
     """Hands the judge a density that integrates to 2."""
 
     @property

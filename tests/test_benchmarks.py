@@ -1,4 +1,4 @@
-"""The asv suite: it imports, stays affordable, keeps its history, and every benchmark runs."""
+"""The asv suite imports, stays affordable, keeps its history, and runs; speeds become words."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import importlib.util
 import inspect
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,6 +21,7 @@ from embench.types import Record, Trial
 
 ROOT = Path(__file__).parents[1]
 ASV_SUITE = ROOT / "benchmarks" / "asv"
+SPEED = ROOT / "benchmarks" / "speed.py"
 BENCHMARK = re.compile(r"(time|timeraw|mem|peakmem|track)_")
 MAX_CELLS = 50
 
@@ -134,3 +137,112 @@ def test_asv_is_configured_for_plain_asv_run(config: Config) -> None:
     assert config.environment_type == "virtualenv"
     assert config.branches == ["main"]
     assert all(path.startswith(".asv/") for path in outputs), "git ignores .asv/"
+
+
+def _speed(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SPEED), *options]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture
+def speed_table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SPEED.parent))
+    return importlib.import_module("speed_table")
+
+
+@pytest.fixture
+def measured(speed_table: ModuleType) -> Callable[..., Any]:
+    """A result of three rounds, made up: seconds of ten iterations in each."""
+    from speed_worker import Reading
+
+    def make(
+        model: str, seconds: list[float], *, wall: float = 1.0, found: float = -3.0, **fields: Any
+    ) -> Any:
+        readings = [Reading(wall * one, one, 10, fields.get("threads", 1)) for one in seconds]
+        job = speed_table.Job("A", 100, 2, 3)
+        return speed_table.Result(model, fields.get("dtype", "float64"), job, readings, found)
+
+    return make
+
+
+def test_speeds_of_a_tiny_cell_are_measured_and_told() -> None:
+    done = _speed("--quick", "--cell", "300x2x2", "--families", "tied")
+
+    assert done.returncode == 0, done.stderr
+    assert "cells: tied, float64 [ms per iteration]" in done.stdout
+    assert "cells: tied, float32 [ms per iteration]" in done.stdout
+    for label in ("sklearn-em", "em", "em vs float64"):
+        assert re.search(rf"^ *(300x2x2 +)?{label} +[\d.]+ +[\d.]+", done.stdout, re.MULTILINE)
+    assert len(re.findall(r"mean of 1 +em .*(faster|slower|tie)", done.stdout)) == 3
+    assert "another result" not in done.stdout
+    assert "onedal-em" in done.stdout, "left out of tied, or not installed: it says so"
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (("--cells", "A,Z"), "'Z' is none of A, B, C, D, E, F"),
+        (("--cell", "50000x10"), "expected 50000x10x5, got '50000x10'"),
+        (("--families", "spherical"), "'spherical' is none of full, tied, diag"),
+    ],
+)
+def test_a_wrong_cell_or_family_is_met_with_the_right_ones(
+    option: tuple[str, str], said: str
+) -> None:
+    done = _speed(*option)
+
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_a_speedup_is_the_median_of_the_ratios_of_each_round(
+    speed_table: ModuleType, measured: Callable[..., Any]
+) -> None:
+    baseline = measured("sklearn-em", [0.2, 0.8, 0.3])
+
+    found = speed_table.speedup(measured("em", [0.1, 0.2, 0.3]), baseline)
+
+    assert (found.middle, found.low, found.high) == pytest.approx((2.0, 1.0, 4.0))
+    assert baseline.milliseconds == pytest.approx([20.0, 80.0, 30.0])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        (3.14, "3.1x faster"),
+        (1.11, "1.1x faster"),
+        (1.09, "tie"),
+        (0.92, "tie"),
+        (0.5, "2.0x slower"),
+    ],
+)
+def test_a_speedup_within_a_tenth_is_a_tie(
+    speed_table: ModuleType, ratio: float, words: str
+) -> None:
+    assert speed_table.verdict(ratio) == words
+
+
+@pytest.mark.parametrize(
+    ("fields", "remark"),
+    [
+        ({}, None),
+        ({"wall": 1.2}, "wall / CPU 1.20"),
+        ({"wall": 0.5}, "CPU / wall 2.00: it ran in more than one thread"),
+        ({"threads": 2}, "2 threads instead of 1"),
+        ({"found": -3.0 * (1 + 2e-8)}, "another result: log-likelihood -3.00000006 nat"),
+        ({"found": -3.0 * (1 + 5e-9)}, None),
+        ({"found": math.nan}, "another result"),
+    ],
+)
+def test_what_spoils_a_speed_is_said(
+    speed_table: ModuleType,
+    measured: Callable[..., Any],
+    fields: dict[str, Any],
+    remark: str | None,
+) -> None:
+    baseline, candidate = measured("sklearn-em", [0.1] * 3), measured("em", [0.1] * 3, **fields)
+
+    said = list(speed_table.remarks([baseline, candidate]))
+
+    assert len(said) == (remark is not None)
+    assert remark is None or (remark in said[0] and "em in float64" in said[0])

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 import embench
 from embench.checks import check_model
 from embench.cli import main
-from embench.models.em import GaussianMixtureEM
+from embench.models.em import GaussianMixture
 from embench.types import Spec
 
 FAMILIES = ("full", "tied", "diag", "spherical")
@@ -18,7 +18,7 @@ FAMILIES = ("full", "tied", "diag", "spherical")
 @pytest.mark.parametrize(
     "spec",
     [
-        *(Spec(name) for name in embench.models()),
+        *(Spec(name) for name, line in embench.models().items() if not line.startswith("not ")),
         *(Spec("em", {"covariance_type": family, "dtype": "float32"}) for family in FAMILIES),
         *(Spec("sklearn-em", {"covariance_type": family}) for family in FAMILIES),
     ],
@@ -31,7 +31,7 @@ def test_our_own_models_keep_every_law(spec):
     assert any("judge" in finding.law and not finding.skipped for finding in findings)
 
 
-class Changer(GaussianMixtureEM):
+class Changer(GaussianMixture):
     """Writes to its data."""
 
     def fit(self, X, y=None):
@@ -39,7 +39,7 @@ class Changer(GaussianMixtureEM):
         return super().fit(X)
 
 
-class Gambler(GaussianMixtureEM):
+class Gambler(GaussianMixture):
     """Draws from the global random state."""
 
     def fit(self, X, y=None):
@@ -47,14 +47,14 @@ class Gambler(GaussianMixtureEM):
         return super().fit(X)
 
 
-class Braggart(GaussianMixtureEM):
+class Braggart(GaussianMixture):
     """Scores itself higher than the judge does."""
 
     def score(self, X, y=None):
         return super().score(X) + 0.1
 
 
-class Laggard(GaussianMixtureEM):
+class Laggard(GaussianMixture):
     """Does one step less when it is watched."""
 
     def iter_fit(self, X):
@@ -67,28 +67,28 @@ class Laggard(GaussianMixtureEM):
         return self
 
 
-class FalseStarter(GaussianMixtureEM):
+class FalseStarter(GaussianMixture):
     """Begins elsewhere."""
 
     def start_from(self, start):
         return self
 
 
-class Swallower(GaussianMixtureEM):
+class Swallower(GaussianMixture):
     """Takes NaN for zero."""
 
     def fit(self, X, y=None):
         return super().fit(np.nan_to_num(X))
 
 
-class Fractional(GaussianMixtureEM):
+class Fractional(GaussianMixture):
     """Predicts what are no labels."""
 
     def predict(self, X):
         return super().predict(X) + 0.5
 
 
-class Nameless(GaussianMixtureEM):
+class Nameless(GaussianMixture):
     __doc__ = ""
 
 

@@ -116,7 +116,7 @@ def test_a_wrong_parameter_is_met_with_the_nearest_right_one(make, name, wrong, 
 
 
 def test_a_model_can_be_named_by_module_and_class():
-    model = make_model("embench.models.em:GaussianMixtureEM", n_components=2)
+    model = make_model("embench.models.em:GaussianMixture", n_components=2)
 
     assert type(model) is type(make_model("em"))
     assert model.n_components == 2

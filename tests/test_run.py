@@ -66,7 +66,7 @@ def test_isolated_and_not_the_numbers_are_the_same(tmp_path, trials):
 def test_new_code_is_measured_anew(tmp_path, trials, monkeypatch):
     for _ in execute(trials[:1], tmp_path, isolation="none"):
         pass
-    monkeypatch.setattr("embench.models.em.GaussianMixtureEM.version", "another")
+    monkeypatch.setattr("embench.models.em.GaussianMixture.version", "another")
 
     fresh = plan(customised(load_suite("quick"), **ASKED)).trials
 

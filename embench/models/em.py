@@ -12,10 +12,9 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import scipy
-import sklearn
+import sklearn.mixture
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import _check_sample_weight, validate_data
@@ -56,7 +55,7 @@ class Run:
         )
 
 
-class MixtureByEM(GaussianMixture, ABC):
+class MixtureByEM(sklearn.mixture.GaussianMixture, ABC):
     """A mixture fitted by steps on embench's engine: everything but the step.
 
     A variant says in `_steps` how one mixture becomes the next. Starts, restarts, stopping rule
@@ -72,7 +71,7 @@ class MixtureByEM(GaussianMixture, ABC):
     )
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **GaussianMixture._parameter_constraints,
+        **sklearn.mixture.GaussianMixture._parameter_constraints,
         "device": [StrOptions({"cpu", "cuda", "auto"})],
         "dtype": [StrOptions({"float64", "float32", "auto"})],
     }
@@ -129,14 +128,6 @@ class MixtureByEM(GaussianMixture, ABC):
         """
 
     @property
-    def precisions_(self) -> FloatArray:
-        """Inverse covariances [u^-2] in the shape of their family."""
-        factor = self.precisions_cholesky_
-        if self.covariance_type in ("full", "tied"):
-            return factor @ factor.swapaxes(-1, -2)
-        return np.square(factor)
-
-    @property
     def mixture_(self) -> Mixture:
         """The fitted mixture for the judge: float64, full matrices."""
         return families.mixture(self.weights_, self.means_, self.covariances_, self.covariance_type)
@@ -171,7 +162,7 @@ class MixtureByEM(GaussianMixture, ABC):
         """Fit step by step: yields 0 at the start, then the iterations done.
 
         At every yield the model holds the best mixture so far and can be used or left. Restarts
-        that go on side by side count together.
+        that go on side by side take an iteration together.
         """
         samples, runs = self._fitting(X, sample_weight)
         for done, run in enumerate(runs):
@@ -286,6 +277,7 @@ class MixtureByEM(GaussianMixture, ABC):
         self.weights_, self.means_, self.covariances_, self.precisions_cholesky_ = (
             array.astype(dtype) for array in frame.outward(run.parameters)
         )
+        self.precisions_ = families.precisions(self.precisions_cholesky_, self.covariance_type)
         self.n_iter_, self.converged_ = run.n_iter, run.converged
         self.lower_bound_, self.lower_bounds_ = run.lower_bound, list(run.lower_bounds)
 
@@ -309,22 +301,21 @@ class MixtureByEM(GaussianMixture, ABC):
             dtype=np.asarray(X).dtype.name,
             device=self._device(),
         )
-        return joint.T
+        return joint.T.astype(X.dtype, copy=False)
 
-    @classmethod
-    def _get_param_names(cls) -> list[str]:
-        """Of every class in line, because a variant's constructor names only its own."""
-        names = {
-            name
-            for one in cls.__mro__
-            if issubclass(one, MixtureByEM) and "__init__" in vars(one)
-            for name, parameter in inspect.signature(one.__init__).parameters.items()
-            if parameter.kind != parameter.VAR_KEYWORD and name != "self"
-        }
-        return sorted(names)
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Make the constructor's signature whole: a variant's own names only what it adds."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" not in vars(cls):
+            return
+        own = inspect.signature(cls.__init__).parameters.values()
+        named = {one.name: one for one in own if one.kind != one.VAR_KEYWORD}
+        inherited = inspect.signature(cls.__base__.__init__).parameters
+        whole = inspect.Signature([*({**named, **inherited, **named}).values()])
+        cls.__init__.__signature__ = whole  # type: ignore[attr-defined]
 
 
-class GaussianMixtureEM(MixtureByEM):
+class GaussianMixture(MixtureByEM):
     """Classical EM on embench's engine: float64 or float32, CPU or GPU.
 
     Maximises the mean log-likelihood 1/n sum_i log sum_k w_k N(x_i; mu_k, S_k) by alternating
@@ -359,14 +350,14 @@ class GaussianMixtureEM(MixtureByEM):
 
     Example:
         >>> X = np.array([[1.0, 2], [1, 4], [1, 0], [10, 2], [10, 4], [10, 0]])
-        >>> em = GaussianMixtureEM(n_components=2, random_state=0).fit(X)
+        >>> em = GaussianMixture(n_components=2, random_state=0).fit(X)
         >>> sorted(em.means_[:, 0].round(6).tolist())
         [1.0, 10.0]
     """
 
     def fit_many(
         self, X: FloatArray, starts: Sequence[Mixture] | None = None
-    ) -> list[GaussianMixtureEM]:
+    ) -> list[GaussianMixture]:
         """Fit one mixture to each of many datasets of one size, all at once.
 
         Args:
@@ -382,7 +373,7 @@ class GaussianMixtureEM(MixtureByEM):
 
         Example:
             >>> X = np.random.default_rng(0).normal(size=(5, 100, 2))
-            >>> [em.converged_ for em in GaussianMixtureEM(2, random_state=0).fit_many(X)]
+            >>> [em.converged_ for em in GaussianMixture(2, random_state=0).fit_many(X)]
             [True, True, True, True, True]
         """
         X = np.asarray(X)

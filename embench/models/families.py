@@ -43,10 +43,8 @@ def initialise(
     Where all of the start is given there is nothing to make it of.
     """
     params = model.get_params()
-    given = all(
-        params.get(f"{part}_init") is not None for part in ("weights", "means", "precisions")
-    )
-    if given:
+    given = [params.get(f"{part}_init") is not None for part in ("weights", "means", "precisions")]
+    if all(given):
         model._initialize(X, None)
     elif sample_weight is None:
         model._initialize_parameters(X, random_state)
@@ -98,6 +96,13 @@ def _initialise_weighted(
     model._initialize(X, resp * sample_weight[:, None].astype(X.dtype))
     if model.weights_init is None:
         model.weights_ = model.weights_ / model.weights_.sum()
+
+
+def precisions(precisions_cholesky: FloatArray, covariance_type: str) -> FloatArray:
+    """Inverse covariances [u^-2] of their factors, in the family's shape."""
+    if covariance_type in ("full", "tied"):
+        return precisions_cholesky @ precisions_cholesky.swapaxes(-1, -2)
+    return np.square(precisions_cholesky)
 
 
 def _covariances(precisions_cholesky: FloatArray, covariance_type: str) -> FloatArray:

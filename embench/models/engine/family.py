@@ -74,7 +74,7 @@ class Statistics(NamedTuple):
 
     def scaled(self, factor: float) -> Statistics:
         """All sums times a number."""
-        return Statistics(*(factor * part for part in self[:-1]), about=self.about)
+        return Statistics(*(factor * part for part in self[:-1]), self.about)
 
     def averaged(self) -> Statistics:
         """Per sample instead of summed."""
@@ -239,7 +239,7 @@ class Family(ABC):
             one.about,
         )
         sums = (a + step * b for a, b in zip(one[:-1], moved[:-1], strict=True))
-        return Statistics(*sums, about=one.about)
+        return Statistics(*sums, one.about)
 
     def collapse(self, covariances: FloatArray, empty: BoolArray) -> None:
         """Set the covariances of ``empty`` components to zero, where each has its own."""

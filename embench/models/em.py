@@ -19,8 +19,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from embench.models import engine, families
-from embench.models.engine import FAMILIES, Arrays, Frame, Parameters, Samples
+from embench.models import engine, families, streams
+from embench.models.engine import FAMILIES, Arrays, Frame, Parameters, Samples, Statistics
 from embench.types import FloatArray, IntArray, Mixture
 
 NOT_CONVERGED = (
@@ -173,17 +173,26 @@ class MixtureByEM(sklearn.mixture.GaussianMixture, ABC):
         self, X: FloatArray, sample_weight: FloatArray | None
     ) -> tuple[Samples, Iterator[Run]]:
         """The samples in their frame, and the best run so far after every iteration."""
-        X, sample_weight = self._validated(X, sample_weight)
-        random_state = check_random_state(self.random_state)
+        samples: Samples
+        if streams.is_stream(X):
+            self._validate_params()
+            random_state = check_random_state(self.random_state)
+            samples, X, sample_weight = streams.read(
+                X,
+                FAMILIES[self.covariance_type],
+                self.reg_covar,
+                random_state,
+                sample_weight=sample_weight,
+                dtype=self.dtype,
+                device=self._device(),
+            )  # X is now what the start is made of
+            X, sample_weight = self._validated(X, sample_weight)
+        else:
+            X, sample_weight = self._validated(X, sample_weight)
+            random_state = check_random_state(self.random_state)
+            samples = self._framed(X, sample_weight)
+        vars(self).pop("_stepwise", None)
         resumed = self.warm_start and hasattr(self, "converged_")
-        samples = Samples.of(
-            X,
-            FAMILIES[self.covariance_type],
-            self.reg_covar,
-            sample_weight=sample_weight,
-            dtype=X.dtype.name,
-            device=self._device(),
-        )
         starts = (
             Run(samples.frame.inward(self._parameters()), self.lower_bound_)
             if resumed
@@ -248,16 +257,27 @@ class MixtureByEM(sklearn.mixture.GaussianMixture, ABC):
         start = self._parameters()
         return start if self.means_init is not None else start._replace(means=start.means + centre)
 
+    def _framed(self, X: FloatArray, sample_weight: FloatArray | None) -> Samples:
+        """Validated samples, centred and whitened where the passes will run."""
+        return Samples.of(
+            X,
+            FAMILIES[self.covariance_type],
+            self.reg_covar,
+            sample_weight=sample_weight,
+            dtype=X.dtype.name,
+            device=self._device(),
+        )
+
     def _validated(
-        self, X: FloatArray, sample_weight: FloatArray | None
+        self, X: FloatArray, sample_weight: FloatArray | None, *, reset: bool = True
     ) -> tuple[FloatArray, FloatArray | None]:
         """X as a finite array of the model's dtype, after a look at every parameter."""
         self._validate_params()
         dtype = [np.float64, np.float32] if self.dtype == "auto" else np.dtype(self.dtype)
-        X = validate_data(self, X, dtype=dtype, ensure_min_samples=2)
-        if len(X) < self.n_components:
+        X = validate_data(self, X, dtype=dtype, ensure_min_samples=2 if reset else 1, reset=reset)
+        if reset and len(X) < self.n_components:
             raise ValueError(
-                f"Expected n_samples >= n_components but got n_components = "
+                "Expected n_samples >= n_components but got n_components = "
                 f"{self.n_components}, n_samples = {len(X)}"
             )
         self._check_parameters(X, xp=np)
@@ -310,7 +330,8 @@ class MixtureByEM(sklearn.mixture.GaussianMixture, ABC):
             return
         own = inspect.signature(cls.__init__).parameters.values()
         named = {one.name: one for one in own if one.kind != one.VAR_KEYWORD}
-        inherited = inspect.signature(cls.__base__.__init__).parameters
+        parent = cls.__mro__[1]
+        inherited = inspect.signature(parent.__init__).parameters
         whole = inspect.Signature([*({**named, **inherited, **named}).values()])
         cls.__init__.__signature__ = whole  # type: ignore[attr-defined]
 
@@ -390,13 +411,7 @@ class GaussianMixture(MixtureByEM):
                 model.start_from(starts[i])
             validated, _ = model._validated(X[i], None)
             own.append(model._start(validated, None, check_random_state(model.random_state)))
-        samples = Samples.of(
-            X.astype(validated.dtype, copy=False),
-            FAMILIES[self.covariance_type],
-            self.reg_covar,
-            dtype=validated.dtype.name,
-            device=self._device(),
-        )
+        samples = self._framed(X.astype(validated.dtype, copy=False), None)
         runs = _last(self._lockstep(samples, samples.frame.inward(_stacked(own))))
         for i, (model, run) in enumerate(zip(models, runs, strict=True)):
             model._expose(run, samples.frame[i], samples.arrays.dtype)
@@ -421,26 +436,25 @@ class GaussianMixture(MixtureByEM):
             Cappe and Moulines (2009), On-line expectation-maximization algorithm for latent data
             models.
         """
-        X, sample_weight = self._validated(X, sample_weight)
+        first = not hasattr(self, "_stepwise")
+        X, sample_weight = self._validated(X, sample_weight, reset=first)
         family = FAMILIES[self.covariance_type]
-        if not hasattr(self, "_online"):
-            samples = Samples.of(
-                X, family, self.reg_covar, sample_weight=sample_weight, dtype=X.dtype.name
-            )
-            start = self._start(X, sample_weight, check_random_state(self.random_state))
-            run, average = Run(samples.frame.inward(start)), None
+        if first:
+            samples = self._framed(X, sample_weight)
+            known = hasattr(self, "converged_")
+            random_state = check_random_state(self.random_state)
+            start = self._parameters() if known else self._start(X, sample_weight, random_state)
+            run = Run(samples.frame.inward(start))
         else:
-            run, average, frame = self._online
-            samples = Samples.within(frame, Arrays.on("cpu", X.dtype.name), X, sample_weight)
+            run, average, frame = self._stepwise
+            arrays = Arrays.on(self._device(), X.dtype.name)
+            samples = Samples.within(frame, arrays, X, sample_weight)
         statistics = samples.e_step(run.parameters)
-        step = (run.n_iter + 2) ** -FORGETTING
-        batch = statistics.averaged()
-        average = (
-            batch if average is None else family.combine(average.scaled(1 - step), batch, step)
-        )
+        batch, step = statistics.averaged(), (run.n_iter + 2) ** -FORGETTING
+        average = batch if first else family.combine(average.scaled(1 - step), batch, step)
         parameters = samples.m_step(average, run.parameters, self.reg_covar)
         run = run.after(float(statistics.log_likelihood), parameters, self.tol)
-        self._online = run, average, samples.frame
+        self._stepwise: tuple[Run, Statistics, Frame] = run, average, samples.frame
         self._expose(run, samples.frame, samples.arrays.dtype)
         return self
 

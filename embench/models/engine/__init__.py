@@ -24,7 +24,8 @@ matrix products a little, and for small problems its calls cost a third of torch
 |---|---|
 | `arrays` | NumPy or torch |
 | `linalg` | factors of many small matrices |
-| `family` | what differs between covariance families |
+| `family` | parameters, statistics, and what a covariance family has to say |
+| `covariances` | the families |
 | `frame` | centring and whitening, there and back |
 | `samples` | the passes over the samples |
 """
@@ -32,8 +33,8 @@ matrix products a little, and for small problems its calls cost a third of torch
 from __future__ import annotations
 
 from embench.models.engine.arrays import Arrays
+from embench.models.engine.covariances import FAMILIES
 from embench.models.engine.family import (
-    FAMILIES,
     ILL_DEFINED,
     Family,
     IllDefinedCovariance,

@@ -1,4 +1,4 @@
-"""What differs between covariance families: products, coefficients, moments, M-step.
+"""What a covariance family has to say to the engine, and the M-step that all of them share.
 
 Parameters and statistics are float64 NumPy arrays with any leading dimensions ``...``, K
 components and D features; only `Family.lift`, `Family.whiten` and `Family.scatter` see samples,
@@ -10,15 +10,12 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embench.models.engine import linalg
-from embench.types import FloatArray, IntArray
+from embench.types import FloatArray
 
 BoolArray = NDArray[np.bool_]
 
@@ -74,7 +71,7 @@ class Statistics(NamedTuple):
 
     def scaled(self, factor: float) -> Statistics:
         """All sums times a number."""
-        return Statistics(*(factor * part for part in self[:-1]), self.about)
+        return Statistics._make([*(factor * part for part in self[:-1]), self.about])
 
     def averaged(self) -> Statistics:
         """Per sample instead of summed."""
@@ -83,19 +80,6 @@ class Statistics(NamedTuple):
 
 class Family(ABC):
     """One covariance family. Y is [..., D + 1, n] in the frame, the last row ones."""
-
-    def own(self, array: FloatArray, index: tuple[int, ...]) -> FloatArray:
-        """A component's part of covariances or their factors."""
-        return array[index]
-
-    def set_second(self, seconds: FloatArray, index: tuple[int, ...], second: FloatArray) -> None:
-        """Put a component's second moment into its place among all of them."""
-        seconds[index] = second
-
-    @property
-    def complete(self) -> Family:
-        """The same family with log-joints that lack nothing, for those who change them."""
-        return self
 
     own_dimensions: ClassVar[int]
     """Dimensions of one covariance: 2 for a matrix, 1 for variances, 0 for a variance."""
@@ -154,6 +138,38 @@ class Family(ABC):
     def n_parameters(self, n_components: int, n_features: int) -> int:
         """Number of free numbers in the covariances."""
 
+    @abstractmethod
+    def unit(self, covariance: FloatArray) -> FloatArray:
+        """Lower triangular factor [..., D, D] that makes data of this covariance [..., D, D] as
+        round as the family allows: in any direction, along each axis, or by one scale."""
+
+    @abstractmethod
+    def rescale(
+        self, covariances: FloatArray, factors: FloatArray, A: FloatArray, inverse: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """Covariances and factors of A y, A [..., D, D] lower triangular and of this family."""
+
+    @abstractmethod
+    def regularisation(self, inverse: FloatArray) -> FloatArray:
+        """What 1 on the diagonal of a covariance of x is for one of ``inverse`` x."""
+
+    @property
+    def complete(self) -> Family:
+        """The same family with log-joints that lack nothing, for those who change them."""
+        return self
+
+    def own(self, array: FloatArray, index: tuple[int, ...]) -> FloatArray:
+        """A component's part of covariances or their factors."""
+        return array[index]
+
+    def set_second(self, seconds: FloatArray, index: tuple[int, ...], second: FloatArray) -> None:
+        """Put a component's second moment into its place among all of them."""
+        seconds[index] = second
+
+    def collapse(self, covariances: FloatArray, empty: BoolArray) -> None:
+        """Set the covariances of ``empty`` components to zero, where each has its own."""
+        covariances[empty] = 0
+
     def constant(self, parameters: Parameters, log_scale: FloatArray) -> FloatArray:
         """Log-joint at the mean, [..., K] [nat]; ``log_scale`` [...] is that of the frame."""
         n_features = parameters.means.shape[-1]
@@ -165,8 +181,21 @@ class Family(ABC):
             - (0.5 * n_features * math.log(2 * math.pi) + log_scale)[..., None]
         )
 
+    def offset(
+        self, parameters: Parameters, linear: FloatArray, log_scale: FloatArray
+    ) -> FloatArray:
+        """What is left of a log-joint at the centre, [..., K, 1] [nat]; ``linear`` [..., K, D] are
+        the precisions times the means."""
+        constant = self.constant(parameters, log_scale)
+        return (constant - 0.5 * (linear * parameters.means).sum(-1))[..., None]
+
     def maximise(
-        self, statistics: Statistics, previous: Parameters, regularisation: FloatArray
+        self,
+        statistics: Statistics,
+        previous: Parameters,
+        regularisation: FloatArray,
+        *,
+        mend: bool = True,
     ) -> Parameters:
         """The mixture that maximises the expected log-joint: the M-step.
 
@@ -175,9 +204,11 @@ class Family(ABC):
             previous: The mixture of that E-step: a component that has lost all its samples keeps
                 its mean and gets ``regularisation`` as covariance.
             regularisation: Added to every covariance, of a shape that broadcasts to it.
+            mend: Add more of it where a covariance is not positive definite, with a warning.
 
         Raises:
-            IllDefinedCovariance: A new covariance is not positive definite.
+            IllDefinedCovariance: A new covariance is not positive definite, and it is not to be
+                mended, or ``regularisation`` is zero.
         """
         counts = statistics.counts + COUNT_FLOOR
         shift = statistics.firsts / counts[..., None]
@@ -191,6 +222,8 @@ class Family(ABC):
         try:
             factors = self.precisions_cholesky(covariances)
         except IllDefinedCovariance:
+            if not mend:
+                raise
             covariances = self._mended(covariances, regularisation)
             factors = self.precisions_cholesky(covariances)
         return Parameters(weights, means, covariances, factors)
@@ -238,274 +271,5 @@ class Family(ABC):
             other.n_samples,
             one.about,
         )
-        sums = (a + step * b for a, b in zip(one[:-1], moved[:-1], strict=True))
-        return Statistics(*sums, one.about)
-
-    def collapse(self, covariances: FloatArray, empty: BoolArray) -> None:
-        """Set the covariances of ``empty`` components to zero, where each has its own."""
-        covariances[empty] = 0
-
-
-class Full(Family):
-    """One covariance matrix per component."""
-
-    own_dimensions = 2
-
-    def n_products(self, n_features: int) -> int:
-        return n_features * (n_features + 1) // 2 + n_features + 1
-
-    def lift(self, Y: Any, out: Any, xp: Any) -> None:
-        n_features = Y.shape[-2] - 1
-        begin = 0
-        for i in range(n_features):
-            end = begin + n_features - i
-            xp.multiply(Y[..., i:-1, :], Y[..., i, None, :], out=out[..., begin:end, :])
-            begin = end
-        out[..., begin:, :] = Y
-
-    def coefficients(self, parameters: Parameters, log_scale: FloatArray) -> FloatArray:
-        factor = parameters.precisions_cholesky
-        precisions = factor @ factor.swapaxes(-1, -2)
-        linear = (precisions @ parameters.means[..., None])[..., 0]
-        constant = self.constant(parameters, log_scale)
-        constant = constant - 0.5 * (linear * parameters.means).sum(-1)
-        pairs, scale, _ = _packing(parameters.means.shape[-1])
-        packed = precisions.reshape(*linear.shape[:-1], -1)[..., pairs] * scale
-        return np.concatenate([packed, linear, constant[..., None]], axis=-1)
-
-    def seconds(self, sums: FloatArray, n_features: int) -> FloatArray:
-        _, _, places = _packing(n_features)
-        return sums[..., places].reshape(*sums.shape[:-1], n_features, n_features)
-
-    def whiten(self, Z: Any, precisions_cholesky: Any) -> Any:
-        return precisions_cholesky.swapaxes(-1, -2) @ Z
-
-    def scatter(self, weighted_Z: Any, Z: Any) -> Any:
-        return weighted_Z @ Z.swapaxes(-1, -2)
-
-    def log_det(self, precisions_cholesky: FloatArray, n_features: int) -> FloatArray:
-        return np.log(np.diagonal(precisions_cholesky, axis1=-2, axis2=-1)).sum(-1)
-
-    def covariances(self, seconds: FloatArray, counts: FloatArray, shift: FloatArray) -> FloatArray:
-        return linalg.symmetric(seconds / counts[..., None, None] - _outer(shift, shift))
-
-    def precisions_cholesky(self, covariances: FloatArray) -> FloatArray:
-        try:
-            return linalg.inverse_factors(covariances)
-        except np.linalg.LinAlgError:
-            raise IllDefinedCovariance(ILL_DEFINED) from None
-
-    def translate(
-        self, seconds: FloatArray, counts: FloatArray, firsts: FloatArray, shift: FloatArray
-    ) -> FloatArray:
-        mixed = _outer(firsts - 0.5 * counts[..., None] * shift, shift)
-        return seconds - mixed - mixed.swapaxes(-1, -2)
-
-    def trace_of_precision(self, precisions_cholesky: FloatArray, n_features: int) -> FloatArray:
-        return np.square(precisions_cholesky).sum((-2, -1))
-
-    def n_parameters(self, n_components: int, n_features: int) -> int:
-        return n_components * n_features * (n_features + 1) // 2
-
-
-class Tied(Full):
-    """One covariance matrix for all components.
-
-    The quadratic term is the same for all of them, so it cancels in the responsibilities: the
-    products are Y itself. Log-joints of the fast pass lack it; its sum over samples follows from
-    the second moments of all samples, which never change.
-    """
-
-    @property
-    def complete(self) -> Family:
-        return _COMPLETE_TIED
-
-    def n_products(self, n_features: int) -> int:
-        return n_features + 1
-
-    def own(self, array: FloatArray, index: tuple[int, ...]) -> FloatArray:
-        return array[index[:-1]]
-
-    def set_second(self, seconds: FloatArray, index: tuple[int, ...], second: FloatArray) -> None:
-        seconds[index[:-1]] += second
-
-    def lift(self, Y: Any, out: Any, xp: Any) -> None:
-        out[...] = Y
-
-    def coefficients(self, parameters: Parameters, log_scale: FloatArray) -> FloatArray:
-        factor = parameters.precisions_cholesky
-        linear = parameters.means @ factor @ factor.swapaxes(-1, -2)
-        constant = self.constant(parameters, log_scale)
-        constant = constant - 0.5 * (linear * parameters.means).sum(-1)
-        return np.concatenate([linear, constant[..., None]], axis=-1)
-
-    def seconds(self, sums: FloatArray, n_features: int) -> FloatArray:
-        # Those of all samples take their place.
-        return np.zeros((*sums.shape[:-2], n_features, n_features))
-
-    def log_det(self, precisions_cholesky: FloatArray, n_features: int) -> FloatArray:
-        return super().log_det(precisions_cholesky, n_features)[..., None]
-
-    def covariances(self, seconds: FloatArray, counts: FloatArray, shift: FloatArray) -> FloatArray:
-        between = (counts[..., None] * shift).swapaxes(-1, -2) @ shift
-        return linalg.symmetric((seconds - between) / counts.sum(-1)[..., None, None])
-
-    def translate(
-        self, seconds: FloatArray, counts: FloatArray, firsts: FloatArray, shift: FloatArray
-    ) -> FloatArray:
-        each = np.zeros((*counts.shape, *seconds.shape[-2:]))
-        return seconds + super().translate(each, counts, firsts, shift).sum(-3)
-
-    def trace_of_precision(self, precisions_cholesky: FloatArray, n_features: int) -> FloatArray:
-        return super().trace_of_precision(precisions_cholesky, n_features)[..., None]
-
-    def n_parameters(self, n_components: int, n_features: int) -> int:
-        return super().n_parameters(1, n_features)
-
-    def collapse(self, covariances: FloatArray, empty: BoolArray) -> None:
-        """None: the covariance is made of all components."""
-
-
-class CompleteTied(Tied):
-    """`Tied` with the quadratic term in its log-joints: products as in `Full`."""
-
-    def n_products(self, n_features: int) -> int:
-        return Full.n_products(self, n_features)
-
-    def lift(self, Y: Any, out: Any, xp: Any) -> None:
-        Full.lift(self, Y, out, xp)
-
-    def coefficients(self, parameters: Parameters, log_scale: FloatArray) -> FloatArray:
-        pairs, scale, _ = _packing(parameters.means.shape[-1])
-        factor = parameters.precisions_cholesky
-        precision = factor @ factor.swapaxes(-1, -2)
-        packed = precision.reshape(*precision.shape[:-2], 1, -1)[..., pairs] * scale
-        rest = super().coefficients(parameters, log_scale)
-        repeated = np.broadcast_to(packed, (*rest.shape[:-1], len(pairs)))
-        return np.concatenate([repeated, rest], axis=-1)
-
-    def seconds(self, sums: FloatArray, n_features: int) -> FloatArray:
-        return Full.seconds(self, sums, n_features).sum(-3)
-
-
-_COMPLETE_TIED = CompleteTied()
-
-
-class Diag(Family):
-    """One variance per component and feature."""
-
-    own_dimensions = 1
-
-    def n_products(self, n_features: int) -> int:
-        return 2 * n_features + 1
-
-    def lift(self, Y: Any, out: Any, xp: Any) -> None:
-        n_features = Y.shape[-2] - 1
-        xp.multiply(Y[..., :-1, :], Y[..., :-1, :], out=out[..., :n_features, :])
-        out[..., n_features:, :] = Y
-
-    def coefficients(self, parameters: Parameters, log_scale: FloatArray) -> FloatArray:
-        precisions = np.square(parameters.precisions_cholesky)
-        linear = precisions * parameters.means
-        constant = self.constant(parameters, log_scale)
-        constant = constant - 0.5 * (linear * parameters.means).sum(-1)
-        return np.concatenate([-0.5 * precisions, linear, constant[..., None]], axis=-1)
-
-    def seconds(self, sums: FloatArray, n_features: int) -> FloatArray:
-        return sums[..., :n_features]
-
-    def whiten(self, Z: Any, precisions_cholesky: Any) -> Any:
-        return Z * precisions_cholesky[..., None]
-
-    def scatter(self, weighted_Z: Any, Z: Any) -> Any:
-        return (weighted_Z * Z).sum(-1)
-
-    def log_det(self, precisions_cholesky: FloatArray, n_features: int) -> FloatArray:
-        return np.log(precisions_cholesky).sum(-1)
-
-    def covariances(self, seconds: FloatArray, counts: FloatArray, shift: FloatArray) -> FloatArray:
-        return seconds / counts[..., None] - np.square(shift)
-
-    def precisions_cholesky(self, covariances: FloatArray) -> FloatArray:
-        if not (covariances > 0).all():
-            raise IllDefinedCovariance(ILL_DEFINED)
-        return 1 / np.sqrt(covariances)
-
-    def translate(
-        self, seconds: FloatArray, counts: FloatArray, firsts: FloatArray, shift: FloatArray
-    ) -> FloatArray:
-        return seconds - (2 * firsts - counts[..., None] * shift) * shift
-
-    def trace_of_precision(self, precisions_cholesky: FloatArray, n_features: int) -> FloatArray:
-        return np.square(precisions_cholesky).sum(-1)
-
-    def n_parameters(self, n_components: int, n_features: int) -> int:
-        return n_components * n_features
-
-
-class Spherical(Diag):
-    """One variance per component; its second moments are means over the features."""
-
-    own_dimensions = 0
-
-    def n_products(self, n_features: int) -> int:
-        return n_features + 2
-
-    def lift(self, Y: Any, out: Any, xp: Any) -> None:
-        out[..., 0, :] = (Y[..., :-1, :] ** 2).sum(-2)
-        out[..., 1:, :] = Y
-
-    def coefficients(self, parameters: Parameters, log_scale: FloatArray) -> FloatArray:
-        precisions = np.square(parameters.precisions_cholesky)[..., None]
-        linear = precisions * parameters.means
-        constant = self.constant(parameters, log_scale)
-        constant = constant - 0.5 * (linear * parameters.means).sum(-1)
-        return np.concatenate([-0.5 * precisions, linear, constant[..., None]], axis=-1)
-
-    def seconds(self, sums: FloatArray, n_features: int) -> FloatArray:
-        return sums[..., 0] / n_features
-
-    def whiten(self, Z: Any, precisions_cholesky: Any) -> Any:
-        return Z * precisions_cholesky[..., None, None]
-
-    def scatter(self, weighted_Z: Any, Z: Any) -> Any:
-        return super().scatter(weighted_Z, Z).sum(-1) / Z.shape[-2]
-
-    def log_det(self, precisions_cholesky: FloatArray, n_features: int) -> FloatArray:
-        return n_features * np.log(precisions_cholesky)
-
-    def covariances(self, seconds: FloatArray, counts: FloatArray, shift: FloatArray) -> FloatArray:
-        return seconds / counts - np.square(shift).mean(-1)
-
-    def translate(
-        self, seconds: FloatArray, counts: FloatArray, firsts: FloatArray, shift: FloatArray
-    ) -> FloatArray:
-        return seconds - ((2 * firsts - counts[..., None] * shift) * shift).mean(-1)
-
-    def trace_of_precision(self, precisions_cholesky: FloatArray, n_features: int) -> FloatArray:
-        return n_features * np.square(precisions_cholesky)
-
-    def n_parameters(self, n_components: int, n_features: int) -> int:
-        return n_components
-
-
-FAMILIES: Mapping[str, Family] = {
-    "full": Full(),
-    "tied": Tied(),
-    "diag": Diag(),
-    "spherical": Spherical(),
-}
-
-
-@cache
-def _packing(n_features: int) -> tuple[IntArray, FloatArray, IntArray]:
-    """How symmetric matrices are packed into products: the flat places of the upper triangle row
-    by row, the factor of each in -1/2 y' S y, and for each entry of a matrix its packed place."""
-    rows, columns = np.triu_indices(n_features)
-    places = np.zeros((n_features, n_features), dtype=np.int64)
-    places[rows, columns] = places[columns, rows] = np.arange(len(rows))
-    return rows * n_features + columns, np.where(rows == columns, -0.5, -1.0), places.ravel()
-
-
-def _outer(a: FloatArray, b: FloatArray) -> FloatArray:
-    return a[..., :, None] * b[..., None, :]
+        sums = [a + step * b for a, b in zip(one[:-1], moved[:-1], strict=True)]
+        return Statistics._make([*sums, one.about])

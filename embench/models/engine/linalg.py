@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 from scipy.linalg.lapack import get_lapack_funcs
 
 from embench.types import FloatArray
@@ -22,7 +25,7 @@ def inverse_factors(matrices: FloatArray) -> FloatArray:
     return triangular_inverses(scale_tril).swapaxes(-1, -2)
 
 
-def triangular_inverses(lower: FloatArray) -> FloatArray:
+def triangular_inverses(lower: NDArray[Any]) -> FloatArray:
     """Inverses of lower triangular matrices [..., D, D], exactly zero above the diagonal."""
     size = lower.shape[-1]
     if size < LAPACK_FROM:

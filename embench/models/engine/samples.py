@@ -11,7 +11,13 @@ from typing import Any, Self
 import numpy as np
 
 from embench.models.engine.arrays import Arrays, to_numpy
-from embench.models.engine.family import Family, Parameters, Statistics
+from embench.models.engine.family import (
+    BoolArray,
+    Family,
+    IllDefinedCovariance,
+    Parameters,
+    Statistics,
+)
 from embench.models.engine.frame import Frame
 from embench.types import FloatArray
 
@@ -125,27 +131,54 @@ class Samples:
     def em_step(
         self, parameters: Parameters, reg_covar: float = 1e-6
     ) -> tuple[FloatArray, Parameters]:
-        """Mean log-likelihood [nat] of ``parameters``, and the parameters after one EM step."""
+        """Mean log-likelihood [nat] of ``parameters``, and the parameters after one EM step.
+
+        Moments by products of a component that has just become tight lack the digits that it now
+        needs; those are taken again, exactly. From then on they are exact in the first place.
+        """
         statistics = self.e_step(parameters)
-        return statistics.log_likelihood, self.m_step(statistics, parameters, reg_covar)
+        try:
+            fitted = self.m_step(statistics, parameters, reg_covar, mend=False)
+            blurred = self.risky(fitted) & ~statistics.about.any(-1)
+        except IllDefinedCovariance:
+            blurred = np.ones(parameters.weights.shape, dtype=bool)
+        if blurred.any():
+            statistics = self.e_step(parameters, exact=blurred)
+            fitted = self.m_step(statistics, parameters, reg_covar)
+        return statistics.log_likelihood, fitted
 
     def m_step(
-        self, statistics: Statistics, parameters: Parameters, reg_covar: float = 1e-6
+        self,
+        statistics: Statistics,
+        parameters: Parameters,
+        reg_covar: float = 1e-6,
+        *,
+        mend: bool = True,
     ) -> Parameters:
         """The mixture that maximises the expected log-joint; see `Family.maximise`."""
         regularisation = self.frame.regularisation(reg_covar)
-        return self.family.maximise(statistics, parameters, regularisation)
+        return self.family.maximise(statistics, parameters, regularisation, mend=mend)
 
-    def e_step(self, parameters: Parameters, posterior: Posterior = softmax) -> Statistics:
+    def e_step(
+        self,
+        parameters: Parameters,
+        posterior: Posterior = softmax,
+        *,
+        exact: BoolArray | None = None,
+    ) -> Statistics:
         """Sufficient statistics of the samples under a mixture of this frame.
 
         Args:
             parameters: The mixture; leading dimensions are those of the problems, or, over the
                 samples of one problem, restarts.
             posterior: What to make of the log-joint; it sees complete ones.
+            exact: Components [..., K] that must not be expanded, beside those that are risky.
         """
         family = self.family if posterior is softmax else self.family.complete
-        one_pass = _Pass(self, family, parameters, posterior)
+        risky = self.risky(parameters)
+        one_pass = _Pass(
+            self, family, parameters, posterior, risky if exact is None else risky | exact
+        )
         statistics = one_pass.statistics()
         self.sparse = one_pass.counting < SPARSE * self.n_samples * parameters.weights.size
         return statistics
@@ -156,6 +189,10 @@ class Samples:
         return np.broadcast_to(
             self.arrays.eps * self.radius_squared * trace, parameters.weights.shape
         )
+
+    def risky(self, parameters: Parameters) -> BoolArray:
+        """Components [..., K] whose squares must not be expanded."""
+        return self.cancellation(parameters) > CANCELLATION[self.arrays.dtype]
 
     def log_joint(self, parameters: Parameters) -> FloatArray:
         """Log of weight times density of the samples of one problem, [..., K, n_samples] [nat]."""
@@ -184,7 +221,7 @@ class Samples:
     @cached_property
     def total_weight(self) -> FloatArray:
         """Sum of the sample weights."""
-        return np.float64(self.n_samples) if self.weights is None else to_numpy(self.weights).sum()
+        return np.asarray(self.n_samples if self.weights is None else to_numpy(self.weights).sum())
 
     def products(self, family: Family, problems: tuple[slice, ...], rows: slice) -> Any:
         """Products of features of a chunk; of all samples only once, where they are few."""
@@ -216,18 +253,22 @@ class _Pass:
     """
 
     def __init__(
-        self, samples: Samples, family: Family, parameters: Parameters, posterior: Posterior
+        self,
+        samples: Samples,
+        family: Family,
+        parameters: Parameters,
+        posterior: Posterior,
+        risky: BoolArray,
     ) -> None:
         self.samples, self.family, self.parameters = samples, family, parameters
         self.arrays, self.posterior = samples.arrays, posterior
         self.exact = _Exact(samples.arrays, samples.family, parameters, samples.frame.log_scale)
         self.shape = parameters.weights.shape
-        risky = samples.cancellation(parameters) > CANCELLATION[self.arrays.dtype]
         self.expands = not risky.all()
         self.prunes = samples.sparse and len(self.shape) == 1 and self.expands
         self.risky = _indices(risky)
         self.by_moments = _indices(np.ones_like(risky)) if self.prunes else self.risky
-        self.moments: dict[tuple[int, ...], tuple[float, FloatArray, FloatArray]] = {}
+        self.moments: dict[tuple[int, ...], tuple[FloatArray, FloatArray, FloatArray]] = {}
         self.total = np.zeros(self.shape[:-1])
         self.may_prune = len(self.shape) == 1 and samples.n_features >= SPARSE_FROM
         self.may_prune &= (
@@ -418,7 +459,7 @@ def log_joint(
 ) -> FloatArray:
     """Log of weight times density of X (n_samples, D): (..., n_components, n_samples) [nat]."""
     arrays = Arrays.on(device, dtype)
-    return _Exact(arrays, family, parameters, np.float64(0)).log_joint(arrays.of(X.T))
+    return _Exact(arrays, family, parameters, np.zeros(())).log_joint(arrays.of(X.T))
 
 
 def mean_and_covariance(

@@ -7,8 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import scipy
@@ -33,24 +32,22 @@ FORGETTING = 0.6
 forgets a poor start soonest (Cappe and Moulines, 2009, section 3)."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """One restart as far as it has come, in the frame; ``lower_bounds`` [nat] grows with it."""
+class Run(NamedTuple):
+    """One restart as far as it has come, in the frame; ``lower_bounds`` [nat] are those before."""
 
     parameters: Parameters
     lower_bound: float = -np.inf
-    lower_bounds: list[float] = field(default_factory=list)
+    lower_bounds: tuple[float, ...] = ()
     n_iter: int = 0
     converged: bool = False
 
     def after(self, lower_bound: float, parameters: Parameters, tol: float) -> Run:
         """One iteration on."""
-        self.lower_bounds.append(lower_bound)
-        return replace(
-            self,
-            parameters=parameters,
-            lower_bound=lower_bound,
-            n_iter=self.n_iter + 1,
+        return Run(
+            parameters,
+            lower_bound,
+            (*self.lower_bounds, lower_bound),
+            self.n_iter + 1,
             converged=abs(lower_bound - self.lower_bound) < tol,
         )
 
@@ -191,7 +188,7 @@ class MixtureByEM(sklearn.mixture.GaussianMixture, ABC):
             X, sample_weight = self._validated(X, sample_weight)
             random_state = check_random_state(self.random_state)
             samples = self._framed(X, sample_weight)
-        vars(self).pop("_stepwise", None)
+        self.__dict__.pop("_stepwise", None)
         resumed = self.warm_start and hasattr(self, "converged_")
         starts = (
             Run(samples.frame.inward(self._parameters()), self.lower_bound_)

@@ -264,7 +264,7 @@ NEEDS_MEMORY = (
 
 
 def is_stream(X: Any) -> bool:
-    """Whether X is to be read in chunks: a path, a memory-mapped array, a Dask array.
+    """Whether X is to be read in chunks: a path, a memory-mapped array, a Dask array, a `Stream`.
 
     Example:
         >>> is_stream("samples.npy"), is_stream(np.zeros((3, 2)))
@@ -272,7 +272,7 @@ def is_stream(X: Any) -> bool:
     """
     # What NumPy makes of a memory-mapped array may have its type and live in memory.
     mapped = isinstance(X, np.memmap) and X._mmap is not None  # type: ignore[attr-defined]
-    return mapped or isinstance(X, str | os.PathLike) or _is_dask(X)
+    return mapped or isinstance(X, str | os.PathLike | Stream) or _is_dask(X)
 
 
 def opened(X: Any, dtype: str = "auto") -> Stream:
@@ -280,13 +280,15 @@ def opened(X: Any, dtype: str = "auto") -> Stream:
 
     Args:
         X: The path of a ``.npy`` or ``.parquet`` file, a memory-mapped array or a Dask array,
-            of shape (n_samples, n_features) [u].
+            of shape (n_samples, n_features) [u]; a `Stream` is one already.
         dtype: "float64", "float32", or "auto": float32 for data of that type, else float64.
 
     Raises:
         ValueError: It is none of these, is empty, or does not hold numbers.
         OSError: The file cannot be read.
     """
+    if isinstance(X, Stream):
+        return X
     if isinstance(X, str | os.PathLike):
         return _opened_file(Path(X), dtype)
     return DaskStream(X, dtype) if _is_dask(X) else ArrayStream(X, dtype)

@@ -58,11 +58,11 @@ class Full(Family):
     def whiten(self, Z: Any, precisions_cholesky: Any) -> Any:
         return precisions_cholesky.swapaxes(-1, -2) @ Z
 
-    def scatter(self, weighted_Z: Any, Z: Any) -> Any:
-        return weighted_Z @ Z.swapaxes(-1, -2)
+    def scatter(self, Z: Any) -> Any:
+        return Z @ Z.swapaxes(-1, -2)
 
     def log_det(self, precisions_cholesky: FloatArray, n_features: int) -> FloatArray:
-        return np.log(np.diagonal(precisions_cholesky, axis1=-2, axis2=-1)).sum(-1)
+        return np.log(precisions_cholesky.diagonal(0, -2, -1)).sum(-1)
 
     def covariances(self, seconds: FloatArray, counts: FloatArray, shift: FloatArray) -> FloatArray:
         return linalg.symmetric(seconds / counts[..., None, None] - _outer(shift, shift))
@@ -86,7 +86,7 @@ class Full(Family):
         return n_components * n_features * (n_features + 1) // 2
 
     def unit(self, covariance: FloatArray) -> FloatArray:
-        variances = _positive(np.diagonal(covariance, axis1=-2, axis2=-1))
+        variances = _positive(covariance.diagonal(0, -2, -1))
         padding = variances[..., None] * np.eye(variances.shape[-1])
         ridge = RIDGE
         while True:
@@ -223,8 +223,8 @@ class Diag(Family):
     def whiten(self, Z: Any, precisions_cholesky: Any) -> Any:
         return Z * precisions_cholesky[..., None]
 
-    def scatter(self, weighted_Z: Any, Z: Any) -> Any:
-        return (weighted_Z * Z).sum(-1)
+    def scatter(self, Z: Any) -> Any:
+        return (Z * Z).sum(-1)
 
     def log_det(self, precisions_cholesky: FloatArray, n_features: int) -> FloatArray:
         return np.log(precisions_cholesky).sum(-1)
@@ -249,17 +249,17 @@ class Diag(Family):
         return n_components * n_features
 
     def unit(self, covariance: FloatArray) -> FloatArray:
-        variances = _positive(np.diagonal(covariance, axis1=-2, axis2=-1))
+        variances = _positive(covariance.diagonal(0, -2, -1))
         return np.sqrt(variances)[..., None] * np.eye(variances.shape[-1])
 
     def rescale(
         self, covariances: FloatArray, factors: FloatArray, A: FloatArray, inverse: FloatArray
     ) -> tuple[FloatArray, FloatArray]:
-        scale = np.diagonal(A, axis1=-2, axis2=-1)[..., None, :]
+        scale = A.diagonal(0, -2, -1)[..., None, :]
         return covariances * scale**2, factors / scale
 
     def regularisation(self, inverse: FloatArray) -> FloatArray:
-        return np.square(np.diagonal(inverse, axis1=-2, axis2=-1))[..., None, :]
+        return np.square(inverse.diagonal(0, -2, -1))[..., None, :]
 
     def _precisions(self, precisions_cholesky: FloatArray) -> FloatArray:
         """Factors of the squares of the features, times -2."""
@@ -284,8 +284,8 @@ class Spherical(Diag):
     def whiten(self, Z: Any, precisions_cholesky: Any) -> Any:
         return Z * precisions_cholesky[..., None, None]
 
-    def scatter(self, weighted_Z: Any, Z: Any) -> Any:
-        return super().scatter(weighted_Z, Z).sum(-1) / Z.shape[-2]
+    def scatter(self, Z: Any) -> Any:
+        return super().scatter(Z).sum(-1) / Z.shape[-2]
 
     def log_det(self, precisions_cholesky: FloatArray, n_features: int) -> FloatArray:
         return n_features * np.log(precisions_cholesky)
@@ -305,7 +305,7 @@ class Spherical(Diag):
         return n_components
 
     def unit(self, covariance: FloatArray) -> FloatArray:
-        variance = np.diagonal(covariance, axis1=-2, axis2=-1).mean(-1)
+        variance = covariance.diagonal(0, -2, -1).mean(-1)
         return np.sqrt(_positive(variance))[..., None, None] * np.eye(covariance.shape[-1])
 
     def rescale(

@@ -105,8 +105,8 @@ class Family(ABC):
         """Z = y - mean [D, n] of one component in units of standard deviations."""
 
     @abstractmethod
-    def scatter(self, weighted_Z: Any, Z: Any) -> Any:
-        """Sum over samples of the products that the family's covariances are made of."""
+    def scatter(self, Z: Any) -> Any:
+        """Sum over samples of the products that the family's covariances are made of, [D, n] in."""
 
     @abstractmethod
     def log_det(self, precisions_cholesky: FloatArray, n_features: int) -> FloatArray:
@@ -173,13 +173,12 @@ class Family(ABC):
     def constant(self, parameters: Parameters, log_scale: FloatArray) -> FloatArray:
         """Log-joint at the mean, [..., K] [nat]; ``log_scale`` [...] is that of the frame."""
         n_features = parameters.means.shape[-1]
-        with np.errstate(divide="ignore"):  # a weight of zero is a log-joint of minus infinity
-            log_weights = np.log(parameters.weights)
-        return (
-            log_weights
-            + self.log_det(parameters.precisions_cholesky, n_features)
-            - (0.5 * n_features * math.log(2 * math.pi) + log_scale)[..., None]
-        )
+        weights = parameters.weights
+        # A weight of zero is a log-joint of minus infinity, and no reason for a warning.
+        log_weights = np.log(weights, where=weights > 0, out=np.full(weights.shape, -np.inf))
+        log_det = self.log_det(parameters.precisions_cholesky, n_features)
+        scale = 0.5 * n_features * math.log(2 * math.pi) + log_scale
+        return log_weights + log_det - scale[..., None]
 
     def offset(
         self, parameters: Parameters, linear: FloatArray, log_scale: FloatArray

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,10 +34,10 @@ class Frame:
         scale_tril = family.unit(covariance + reg_covar * np.eye(mean.shape[-1]))
         return cls(family, mean, scale_tril, linalg.triangular_inverses(scale_tril))
 
-    @property
+    @cached_property
     def log_scale(self) -> FloatArray:
         """Log-volume of the frame's unit [...]: log p(x) = log p(y) - log_scale."""
-        return np.log(np.diagonal(self.scale_tril, axis1=-2, axis2=-1)).sum(-1)
+        return np.log(self.scale_tril.diagonal(0, -2, -1)).sum(-1)
 
     def __getitem__(self, problems: Any) -> Frame:
         """The frame of one of many problems, or of some."""
@@ -60,7 +61,11 @@ class Frame:
 
     def regularisation(self, reg_covar: float) -> FloatArray:
         """What adding ``reg_covar`` [u^2] to the diagonal of a covariance of X is for one of Y."""
-        return reg_covar * self.family.regularisation(self.inverse)
+        return reg_covar * self._unit_regularisation
+
+    @cached_property
+    def _unit_regularisation(self) -> FloatArray:
+        return self.family.regularisation(self.inverse)
 
     def _rescaled(
         self, parameters: Parameters, means: FloatArray, A: FloatArray, inverse: FloatArray

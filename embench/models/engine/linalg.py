@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def triangular_inverses(lower: NDArray[Any]) -> FloatArray:
     """Inverses of lower triangular matrices [..., D, D], exactly zero above the diagonal."""
     size = lower.shape[-1]
     if size < LAPACK_FROM:
-        return np.tril(np.linalg.inv(lower))
+        return np.linalg.inv(lower) * _lower_triangle(size)
     (trtri,) = get_lapack_funcs(("trtri",), (lower,))
     inverses = np.empty_like(lower)
     for i in np.ndindex(lower.shape[:-2]):
@@ -41,3 +42,8 @@ def triangular_inverses(lower: NDArray[Any]) -> FloatArray:
 def symmetric(matrices: FloatArray) -> FloatArray:
     """Equal to their transposes to the last bit: products of floats are not."""
     return (matrices + matrices.swapaxes(-1, -2)) / 2
+
+
+@cache
+def _lower_triangle(size: int) -> NDArray[Any]:
+    return np.tri(size)

@@ -38,7 +38,7 @@ class MapEM(MixtureByEM):
 
     Source:
         Fraley and Raftery (2007), Bayesian regularization for normal mixture estimation and
-        model-based clustering, section 3 and tables 1 to 3.
+        model-based clustering, section 3.
 
     Example:
         >>> X = np.array([[1.0, 2], [1, 4], [1, 0], [10, 2], [10, 4], [10, 0]])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from embench.models.em import MixtureByEM, Run
 from embench.models.engine import FAMILIES, Parameters, Samples, softmax
 from embench.models.engine.arrays import to_numpy
+from embench.models.variants.memory import in_memory
 from embench.types import FloatArray, IntArray
 
 
@@ -63,24 +63,29 @@ class FigueiredoJainEM(MixtureByEM):
         """Number of components that were found."""
         return len(self.weights_)
 
+    def _fitting(
+        self, X: FloatArray, sample_weight: FloatArray | None
+    ) -> tuple[Samples, Iterator[Run]]:
+        return super()._fitting(in_memory(X), sample_weight)
+
     def _iterated(
         self, samples: Samples, run: Run, random_state: np.random.RandomState
     ) -> Iterator[Run]:
         """One number of components after another; shown is the shortest message so far."""
-        best = None
+        best: Run | None = None
         while True:
             for after in super()._iterated(samples, run, random_state):
                 run = after
                 shown = best if best and best.lower_bound >= run.lower_bound else run
                 n_left = len(run.parameters.weights)
-                yield replace(shown, converged=run.converged and n_left == 1)
+                yield shown._replace(converged=run.converged and n_left == 1)
             if not run.converged or n_left == 1:
                 return
             best = shown
             others = np.delete(np.arange(n_left), run.parameters.weights.argmin())
             run = Run(
                 _some(samples, run.parameters, others),
-                lower_bounds=run.lower_bounds.copy(),
+                lower_bounds=run.lower_bounds,
                 n_iter=run.n_iter,
             )
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial, reduce
-from itertools import accumulate
+from itertools import accumulate, count, repeat
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -97,7 +97,7 @@ class IncrementalEM(MixtureByEM):
 
     Source:
         Neal and Hinton (1998), A view of the EM algorithm that justifies incremental, sparse, and
-        other variants, section 4, eq. 8.
+        other variants, section 4.
 
     Example:
         >>> X = np.array([[1.0, 2], [1, 4], [1, 0], [10, 2], [10, 4], [10, 0]])
@@ -154,7 +154,7 @@ class OnlineEM(MixtureByEM):
 
     Source:
         Cappe and Moulines (2009), On-line expectation-maximization algorithm for latent data
-        models, eq. 13; Liang and Klein (2009), Online EM for unsupervised models, section 3.
+        models, section 2; Liang and Klein (2009), Online EM for unsupervised models, section 3.
 
     Example:
         >>> X = np.random.default_rng(0).normal([[10.0], [20.0]], size=(2, 500)).reshape(-1, 1)
@@ -184,17 +184,8 @@ class OnlineEM(MixtureByEM):
     def _steps(
         self, samples: Samples, parameters: Parameters, random_state: np.random.RandomState
     ) -> Iterator[tuple[float, Parameters]]:
-        average = _expected(samples, parameters)
-        t = 0
-        while True:
-            total = 0.0
-            for batch in _batches(samples, self.batch_size, random_state):
-                step = (t + 2) ** -self.exponent
-                t += 1
-                statistics, average = _averaged(samples, batch, parameters, average, step)
-                parameters = samples.m_step(average, parameters, self.reg_covar)
-                total += float(statistics.total_log_likelihood)
-            yield total / float(samples.total_weight), parameters
+        steps = ((t + 2) ** -self.exponent for t in count())
+        return _stepwise(samples, parameters, steps, self.batch_size, self.reg_covar, random_state)
 
 
 class MiniBatchEM(MixtureByEM):
@@ -245,14 +236,8 @@ class MiniBatchEM(MixtureByEM):
     def _steps(
         self, samples: Samples, parameters: Parameters, random_state: np.random.RandomState
     ) -> Iterator[tuple[float, Parameters]]:
-        average = _expected(samples, parameters)
-        while True:
-            total = 0.0
-            for batch in _batches(samples, self.batch_size, random_state):
-                statistics, average = _averaged(samples, batch, parameters, average, self.step)
-                parameters = samples.m_step(average, parameters, self.reg_covar)
-                total += float(statistics.total_log_likelihood)
-            yield total / float(samples.total_weight), parameters
+        steps = repeat(self.step)
+        return _stepwise(samples, parameters, steps, self.batch_size, self.reg_covar, random_state)
 
 
 class VarianceReducedEM(MixtureByEM):
@@ -274,7 +259,7 @@ class VarianceReducedEM(MixtureByEM):
 
     Source:
         Chen, Zhu, Teh and Zhang (2018), Stochastic expectation maximization with variance
-        reduction, eq. 6 and Algorithm 1.
+        reduction, section 3.
 
     Example:
         >>> X = np.random.default_rng(0).normal([[10.0], [20.0]], size=(2, 500)).reshape(-1, 1)
@@ -307,7 +292,7 @@ class VarianceReducedEM(MixtureByEM):
         combine, average = samples.family.combine, None
         while True:
             first, full = parameters, samples.e_step(parameters)
-            average = average or full
+            average = full if average is None else average
             for batch in _batches(samples, self.batch_size, random_state):
                 _, plain = _averaged(samples, batch, parameters, average, self.step)
                 then = batch.e_step(first).scaled(self.step * samples.n_samples / batch.n_samples)
@@ -324,6 +309,25 @@ class VarianceReducedEM(MixtureByEM):
                 fitted = samples.m_step(corrected, parameters, self.reg_covar, mend=False)
                 return corrected, fitted
         return plain, samples.m_step(plain, parameters, self.reg_covar)
+
+
+def _stepwise(
+    samples: Samples,
+    parameters: Parameters,
+    steps: Iterator[float],
+    batch_size: int,
+    reg_covar: float,
+    random_state: np.random.RandomState,
+) -> Iterator[tuple[float, Parameters]]:
+    """A running average of the statistics of batches, each with the next of the step sizes."""
+    average = _expected(samples, parameters)
+    while True:
+        total = 0.0
+        for batch in _batches(samples, batch_size, random_state):
+            statistics, average = _averaged(samples, batch, parameters, average, next(steps))
+            parameters = samples.m_step(average, parameters, reg_covar)
+            total += float(statistics.total_log_likelihood)
+        yield total / float(samples.total_weight), parameters
 
 
 def _drawn(log_joint: Any, xp: Any, arrays: Any, random_state: Any) -> tuple[Any, Any]:

@@ -56,6 +56,9 @@ PLACES = {
 }
 
 
+N_TRAIN = 803
+
+
 class Pieces(streams.Stream):
     """An array cut at given rows."""
 
@@ -74,7 +77,7 @@ def place(request):
 
 @pytest.fixture(scope="module")
 def data():
-    return make_dataset("blobs", seed=1, n_samples=803, n_features=3, n_components=4, n_test=9)
+    return make_dataset("blobs", seed=1, n_samples=N_TRAIN, n_features=3, n_components=4, n_test=9)
 
 
 @pytest.fixture
@@ -130,7 +133,11 @@ def test_statistics_are_those_of_the_whole_wherever_it_is_cut(problem, cuts, wei
     assert_allclose(streamed.frame.scale_tril, whole.frame.scale_tril, rtol=1e-11, atol=1e-11)
     assert streamed.radius_squared == pytest.approx(whole.radius_squared, rel=1e-10)
     start = whole.frame.inward(model._parameters())
-    ours, theirs = (samples.e_step(start, posterior=posterior) for samples in (streamed, whole))
+    every_second = np.arange(mixture.n_components) % 2 == 1
+    ours, theirs = (
+        samples.e_step(start, posterior=posterior, exact=every_second)
+        for samples in (streamed, whole)
+    )
     for one, other in zip(ours, theirs, strict=True):
         assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
@@ -138,6 +145,37 @@ def test_statistics_are_those_of_the_whole_wherever_it_is_cut(problem, cuts, wei
 def half_hot(log_joint, xp):
     """A posterior that is not the softmax: that of annealing at half the temperature."""
     return softmax(0.5 * log_joint, xp)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_the_farthest_sample_is_known_wherever_it_is(place, data, tmp_path):
+    X = data.X_train.copy()
+    X[-1] += 50
+    expected = Samples.of(X, FAMILIES["full"])
+
+    samples, *_ = streams.read(place(X, tmp_path), FAMILIES["full"], 1e-6, np.random.RandomState(0))
+
+    assert samples.radius_squared == pytest.approx(expected.radius_squared, rel=1e-10)
+
+
+def test_negligible_responsibilities_are_left_out_as_in_memory():
+    data = make_dataset("blobs", seed=0, n_samples=900, n_features=40, n_components=8, separation=9)
+    start = em(n_components=8, max_iter=0).fit(data.X_train)._parameters()
+    whole = Samples.of(data.X_train, FAMILIES["full"])
+    streamed, *_ = streams.read(
+        Pieces(data.X_train, [200, 500]), FAMILIES["full"], 1e-6, np.random.RandomState(0)
+    )
+
+    ours, theirs = (
+        [(samples.e_step(samples.frame.inward(start)), samples.sparse)[::-1] for _ in range(2)]
+        for samples in (streamed, whole)
+    )
+
+    for (our_sparse, our_sums), (sparse, sums) in zip(ours, theirs, strict=True):
+        assert our_sparse
+        assert sparse
+        for one, other in zip(our_sums, sums, strict=True):
+            assert_allclose(one, other, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
@@ -349,6 +387,14 @@ def test_blocks_of_unknown_length_are_counted(data):
     assert np.isnan(some.shape[0]), "the caller's array is as it was"
 
 
+def test_empty_blocks_are_passed_over(data):
+    expected = em(max_iter=3).fit(data.X_train)
+
+    model = em(max_iter=3).fit(da.from_array(data.X_train, chunks=((0, 400, 0, 203), (3,))))
+
+    assert_same_fit(model, expected)
+
+
 @pytest.mark.usefixtures("small_chunks")
 def test_no_samples_travel_from_the_workers(data, monkeypatch):
     monkeypatch.setattr(streams, "START_ROWS", 20)
@@ -476,9 +522,14 @@ def test_a_file_that_is_not_there_is_said(tmp_path):
 
 @pytest.mark.parametrize(
     ("weights", "sentence"),
-    [(np.ones(5), r"shape == \(5,\)"), (-np.ones(803), "Negative"), (np.zeros(803), "non-zero")],
+    [
+        (np.ones(5), r"shape == \(5,\)"),
+        (1.0 - 2.0 * (np.arange(N_TRAIN) == 400), "Negative"),
+        (np.zeros(N_TRAIN), "non-zero"),
+    ],
 )
-def test_wrong_weights_are_refused(weights, sentence, data, tmp_path):
+def test_wrong_weights_are_refused(weights, sentence, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "START_ROWS", 20)
     path = saved(data.X_train, tmp_path / "x.npy")
 
     with pytest.raises(ValueError, match=sentence):

@@ -222,11 +222,9 @@ class StreamedSamples(Samples):
         weights: FloatArray | None,
         radius_squared: float,
     ) -> None:
-        self.stream, self.frame, self.arrays, self.weights = stream, frame, arrays, weights
-        self.family, self.radius_squared = frame.family, radius_squared
-        self.n_features, self.n_samples = stream.n_features, stream.n_samples
-        self.problems = ()
-        self.sparse = False
+        Y = _Unread((stream.n_features + 1, stream.n_samples))
+        super().__init__(Y, frame, arrays, weights, radius_squared)
+        self.stream = stream
 
     def e_step(
         self,
@@ -250,17 +248,21 @@ class StreamedSamples(Samples):
         statistics, self.sparse = self.stream.reduce(summary, combine, self.weights)
         return statistics
 
-    def take(self, indices: Any) -> Any:
-        raise ValueError(NEEDS_MEMORY)
-
-    def log_joint(self, parameters: Parameters) -> Any:
-        raise ValueError(NEEDS_MEMORY)
-
 
 NEEDS_MEMORY = (
     "this model's steps look at single samples, which data that are read in chunks do not offer: "
     "give it X in memory (np.array(X)), or fit `em`, which needs sums over the samples only"
 )
+
+
+class _Unread:
+    """Stands where samples in memory stand: has their shape, and says what to do when read."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def __getitem__(self, index: Any) -> Any:
+        raise ValueError(NEEDS_MEMORY)
 
 
 def is_stream(X: Any) -> bool:

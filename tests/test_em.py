@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,7 @@ from strategies import (
 
 from embench import gaussian, make_dataset, make_model
 from embench.models import spec
+from embench.models.engine import RegularisationWarning
 from embench.types import Mixture
 
 INIT_PARAMS = ("kmeans", "k-means++", "random", "random_from_data")
@@ -395,6 +398,7 @@ def hard_data():
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 @pytest.mark.parametrize("name", hard_data())
+@pytest.mark.filterwarnings("ignore::embench.models.engine.RegularisationWarning")
 def test_hard_data_are_fitted_or_refused_with_a_sentence(name, covariance_type, dtype):
     X = hard_data()[name]
     model = make_model(
@@ -564,3 +568,145 @@ def test_a_start_of_its_own_does_not_suffer_from_a_far_origin(covariance_type, i
         here, there = (clone(model).fit(near + offset) for offset in (0.0, 2.0**26))
 
     assert_allclose(there.score(near + 2.0**26), here.score(near), rtol=1e-6)
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_weights_of_samples_count_like_repetitions(covariance_type, blobs):
+    rng = np.random.default_rng(30)
+    X, counts = blobs.X_train[:120], rng.integers(0, 4, 120)
+    start = random_mixture(rng, 3, X.shape[1], covariance_type)
+    params = {"n_components": 3, "covariance_type": covariance_type, "max_iter": 6, "tol": 0.0}
+
+    weighted = em(**params).start_from(start).fit(X, sample_weight=counts)
+
+    repeated = em(**params).start_from(start).fit(np.repeat(X, counts, axis=0))
+    assert_allclose(weighted.means_, repeated.means_, rtol=1e-9, atol=1e-9)
+    assert_allclose(weighted.covariances_, repeated.covariances_, rtol=1e-9, atol=1e-9)
+    assert weighted.lower_bound_ == pytest.approx(repeated.lower_bound_, rel=1e-12)
+
+
+@pytest.mark.parametrize("init_params", ["kmeans", "k-means++", "random", "random_from_data"])
+def test_a_start_looks_at_no_sample_without_weight(init_params, blobs):
+    weights = np.r_[np.ones(200), np.zeros(200)]
+    params = {"n_components": 3, "init_params": init_params, "max_iter": 0, "reg_covar": 1e-2}
+
+    begun = em(**params).fit(blobs.X_train, sample_weight=weights)
+
+    moved = np.r_[blobs.X_train[:200], blobs.X_train[200:] + 1.0]
+    again = em(**params).fit(moved, sample_weight=weights)
+    assert begun.weights_.sum() == pytest.approx(1.0)
+    assert_allclose(again.means_, begun.means_, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_many_datasets_at_once_are_fitted_like_one_by_one(covariance_type):
+    rng = np.random.default_rng(31)
+    starts = [random_mixture(rng, 3, 2, covariance_type) for _ in range(5)]
+    X = np.stack([random_samples(rng, start, 80) for start in starts])
+    model = em(n_components=3, covariance_type=covariance_type, tol=1e-4)
+
+    fitted = model.fit_many(X, starts)
+
+    assert len({one.n_iter_ for one in fitted}) > 1, "they stop at different iterations"
+    for one, x, start in zip(fitted, X, starts, strict=True):
+        alone = clone(model).start_from(start).fit(x)
+        assert one.n_iter_ == alone.n_iter_
+        assert one.converged_ == alone.converged_
+        assert_allclose(one.lower_bounds_, alone.lower_bounds_, rtol=1e-11)
+        assert_allclose(one.means_, alone.means_, rtol=1e-8, atol=1e-9)
+        assert_allclose(one.covariances_, alone.covariances_, rtol=1e-8, atol=1e-9)
+        assert_array_equal(one.predict(x), alone.predict(x))
+
+
+def test_many_datasets_find_starts_of_their_own():
+    X = np.random.default_rng(32).standard_normal((4, 60, 2)) + 100 * np.arange(4)[:, None, None]
+
+    fitted = em(n_components=2).fit_many(X)
+
+    centres = [one.weights_ @ one.means_ for one in fitted]
+    assert_allclose(centres, X.mean(axis=1), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("shape", "n_starts", "words"),
+    [
+        (
+            (10, 2),
+            None,
+            r"expected X of shape \(n_problems, .*, got \(10, 2\)",
+        ),
+        ((3, 10, 2), 2, "expected 3 starts, one for each dataset, got 2"),
+    ],
+)
+def test_many_datasets_of_a_wrong_shape_are_refused(shape, n_starts, words):
+    starts = n_starts and [random_mixture(np.random.default_rng(0), 2, 2)] * n_starts
+
+    with pytest.raises(ValueError, match=words):
+        em(n_components=2).fit_many(np.zeros(shape), starts)
+
+
+def test_batches_one_after_another_lead_to_where_all_samples_lead():
+    data = make_dataset("blobs", seed=3, n_samples=6000, n_components=3, separation=6)
+    order = np.random.default_rng(33).permutation(6000)
+    start = random_mixture(np.random.default_rng(34), 3, data.X_train.shape[1])
+    start = dataclasses.replace(start, means=data.truth.means + 0.5)
+    model = em(n_components=3).start_from(start)
+
+    for batch in np.array_split(data.X_train[order], 60):
+        model.partial_fit(batch)
+
+    whole = em(n_components=3, tol=1e-6).start_from(start).fit(data.X_train)
+    assert model.n_iter_ == 60
+    assert model.score(data.X_train) == pytest.approx(whole.score(data.X_train), abs=0.01)
+
+
+def test_a_batch_may_be_a_single_sample_after_the_first_and_must_have_the_same_features(blobs):
+    model = em(n_components=3).partial_fit(blobs.X_train[:50])
+
+    model.partial_fit(blobs.X_train[50:51])
+
+    assert model.n_iter_ == 2
+    with pytest.raises(ValueError, match="features"):
+        model.partial_fit(blobs.X_train[:, :1])
+
+
+def test_batches_go_on_from_a_fit_and_a_fit_forgets_them(blobs):
+    fitted = em(n_components=3).fit(blobs.X_train)
+    before = fitted.means_.copy()
+
+    fitted.partial_fit(blobs.X_train)
+
+    assert_allclose(fitted.means_, before, atol=0.1)
+    again = fitted.fit(blobs.X_train)
+    assert_array_equal(again.means_, before)
+
+
+def test_fewer_samples_than_features_are_fitted_with_a_warning_if_at_all():
+    X = np.random.default_rng(35).standard_normal((8, 30)) * 1e6
+
+    with pytest.warns(RegularisationWarning, match="times reg_covar"):
+        model = em(n_components=3, reg_covar=1e-12, max_iter=5).fit(X)
+
+    assert np.isfinite(model.score(X))
+    assert np.isfinite(gaussian.log_likelihood(model.mixture_, X))
+
+
+def test_lower_bounds_are_the_judges_along_the_way(blobs):
+    model, watched = (em(n_components=3, max_iter=4) for _ in range(2))
+
+    model.fit(blobs.X_train)
+
+    judged = [
+        gaussian.log_likelihood(watched.mixture_, blobs.X_train)
+        for _ in watched.iter_fit(blobs.X_train)
+    ]
+    assert_allclose(model.lower_bounds_, judged[:-1], rtol=1e-12)
+    assert model.lower_bound_ == model.lower_bounds_[-1]
+
+
+def test_float32_data_stay_float32_and_integers_become_float64(blobs):
+    single = em(n_components=2).fit(blobs.X_train.astype(np.float32))
+    double = em(n_components=2).fit((10 * blobs.X_train).astype(int))
+
+    assert {single.means_.dtype, single.covariances_.dtype} == {np.dtype("float32")}
+    assert double.means_.dtype == np.float64

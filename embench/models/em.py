@@ -7,12 +7,13 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import scipy
 import sklearn.mixture
-from sklearn.base import clone
+from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import StrOptions
@@ -50,6 +51,45 @@ class Run(NamedTuple):
             self.n_iter + 1,
             converged=abs(lower_bound - self.lower_bound) < tol,
         )
+
+
+class Runs(NamedTuple):
+    """Many runs side by side, in the frame.
+
+    Shapes: ``parameters`` [R, ...]; ``lower_bounds`` [n_iter + 1, R] [nat], the first of them
+    before all; ``n_iter`` and ``converged`` [R].
+
+    A run that rests repeats its last bound.
+    """
+
+    parameters: Parameters
+    lower_bounds: FloatArray
+    n_iter: IntArray
+    converged: NDArray[np.bool_]
+
+    def after(
+        self, moving: IntArray, bounds: FloatArray, parameters: Parameters, tol: float
+    ) -> Runs:
+        """One iteration on for those that are moving."""
+        lower_bounds = np.vstack([self.lower_bounds, self.lower_bounds[-1]])
+        lower_bounds[-1, moving] = bounds
+        n_iter = self.n_iter.copy()
+        n_iter[moving] += 1
+        if len(moving) < len(n_iter):
+            old = [part.copy() for part in self.parameters]
+            for part, new in zip(old, parameters, strict=True):
+                part[moving] = new
+            parameters = Parameters._make(old)
+        converged = self.converged.copy()
+        converged[moving] = np.abs(bounds - self.lower_bounds[-1, moving]) < tol
+        return Runs(parameters, lower_bounds, n_iter, converged)
+
+    def run(self, i: int) -> Run:
+        """One of them."""
+        n_iter = int(self.n_iter[i])
+        bounds = self.lower_bounds[: n_iter + 1, i].tolist()
+        converged = bool(self.converged[i])
+        return Run(_nth(self.parameters, i), bounds[-1], tuple(bounds[1:]), n_iter, converged)
 
 
 class MixtureByEM(sklearn.mixture.GaussianMixture, ABC):
@@ -246,13 +286,33 @@ class MixtureByEM(sklearn.mixture.GaussianMixture, ABC):
         """
         given = (self.weights_init, self.means_init, self.precisions_init)
         all_given = all(part is not None for part in given)
-        if all_given or self.init_params in ("k-means++", "random_from_data"):
-            families.initialise(self, X, random_state, sample_weight)
-            return self._parameters()
         centre = X.mean(axis=0, dtype=np.float64).astype(X.dtype)
-        families.initialise(self, X - centre, random_state, sample_weight)
-        start = self._parameters()
+        if all_given or self.init_params in ("k-means++", "random_from_data"):
+            return self._initialised(X, sample_weight, random_state)
+        start = self._initialised(X - centre, sample_weight, random_state)
         return start if self.means_init is not None else start._replace(means=start.means + centre)
+
+    def _initialised(
+        self,
+        X: FloatArray,
+        sample_weight: FloatArray | None,
+        random_state: np.random.RandomState,
+    ) -> Parameters:
+        """scikit-learn's start, with more regularisation where its covariances need it."""
+        twin, drawn_before = copy(self), random_state.get_state()
+        while True:
+            try:
+                families.initialise(twin, X, random_state, sample_weight)
+            except ValueError as error:
+                if "ill-defined" not in str(error) or twin.reg_covar == 0:
+                    raise
+                random_state.set_state(drawn_before)
+                twin.reg_covar *= 10
+            else:
+                break
+        if twin.reg_covar > self.reg_covar:
+            engine.warn_of_regularisation("of the start", twin.reg_covar / self.reg_covar)
+        return twin._parameters()
 
     def _framed(self, X: FloatArray, sample_weight: FloatArray | None) -> Samples:
         """Validated samples, centred and whitened where the passes will run."""
@@ -290,9 +350,17 @@ class MixtureByEM(sklearn.mixture.GaussianMixture, ABC):
         return Parameters(*(np.asarray(array, dtype=np.float64) for array in fitted))
 
     def _expose(self, run: Run, frame: Frame, dtype: str) -> None:
+        """Set the fitted attributes, out of the frame."""
+        self._show(run, self._outward(frame, run.parameters), dtype)
+
+    def _outward(self, frame: Frame, parameters: Parameters) -> Parameters:
+        """Out of the frame, where what was definite in it may be so no longer."""
+        return frame.family.definite(frame.outward(parameters), self.reg_covar)
+
+    def _show(self, run: Run, shown: Parameters, dtype: str) -> None:
         """Set the fitted attributes."""
         self.weights_, self.means_, self.covariances_, self.precisions_cholesky_ = (
-            array.astype(dtype) for array in frame.outward(run.parameters)
+            array.astype(dtype) for array in shown
         )
         self.precisions_ = families.precisions(self.precisions_cholesky_, self.covariance_type)
         self.n_iter_, self.converged_ = run.n_iter, run.converged
@@ -328,7 +396,7 @@ class MixtureByEM(sklearn.mixture.GaussianMixture, ABC):
         own = inspect.signature(cls.__init__).parameters.values()
         named = {one.name: one for one in own if one.kind != one.VAR_KEYWORD}
         parent = cls.__mro__[1]
-        inherited = inspect.signature(parent.__init__).parameters
+        inherited = inspect.signature(parent.__init__).parameters  # type: ignore[misc]
         whole = inspect.Signature([*({**named, **inherited, **named}).values()])
         cls.__init__.__signature__ = whole  # type: ignore[attr-defined]
 
@@ -401,18 +469,28 @@ class GaussianMixture(MixtureByEM):
             )
         if starts is not None and len(starts) != len(X):
             raise ValueError(f"expected {len(X)} starts, one for each dataset, got {len(starts)}")
-        models = [clone(self) for _ in X]
-        own = []
+        flat, _ = self._validated(X.reshape(-1, X.shape[-1]), None)
+        X = flat.reshape(X.shape)
+        random_state = check_random_state(self.random_state)
+        family = self.covariance_type
+        if starts is None:
+            begin = _stacked([self._start(x, None, random_state) for x in X])
+        else:
+            covariances = np.stack([families.compact(start, family) for start in starts])
+            begin = Parameters(
+                np.stack([start.weights for start in starts]),
+                np.stack([start.means for start in starts]),
+                covariances,
+                FAMILIES[family].precisions_cholesky(covariances),
+            )
+        samples = self._framed(X, None)
+        ended = _last(self._lockstep(samples, samples.frame.inward(begin)))
+        shown = self._outward(samples.frame, ended.parameters)
+        models = [copy(self) for _ in X]
         for i, model in enumerate(models):
-            if starts is not None:
-                model.start_from(starts[i])
-            validated, _ = model._validated(X[i], None)
-            own.append(model._start(validated, None, check_random_state(model.random_state)))
-        samples = self._framed(X.astype(validated.dtype, copy=False), None)
-        runs = _last(self._lockstep(samples, samples.frame.inward(_stacked(own))))
-        for i, (model, run) in enumerate(zip(models, runs, strict=True)):
-            model._expose(run, samples.frame[i], samples.arrays.dtype)
-            model._warn_unless_converged(run)
+            model._show(ended.run(i), _nth(shown, i), samples.arrays.dtype)
+        if not ended.converged.all() and self.max_iter > 0:
+            warnings.warn(NOT_CONVERGED, ConvergenceWarning, stacklevel=2)
         return models
 
     def partial_fit(
@@ -470,28 +548,26 @@ class GaussianMixture(MixtureByEM):
             yield from super()._runs(samples, starts, random_state)
             return
         for runs in self._lockstep(samples, _stacked([run.parameters for run in starts])):
-            best = max(runs, key=lambda run: run.lower_bound)
+            best = runs.run(int(runs.lower_bounds[-1].argmax()))
             yield best
         self._warn_unless_converged(best)
 
-    def _lockstep(self, samples: Samples, stacked: Parameters) -> Iterator[list[Run]]:
+    def _lockstep(self, samples: Samples, start: Parameters) -> Iterator[Runs]:
         """All runs at their starts and after every iteration; those that converged rest."""
-        runs = [Run(_nth(stacked, i)) for i in range(len(stacked.weights))]
+        n_runs = len(start.weights)
+        runs = Runs(
+            start, np.full((1, n_runs), -np.inf), np.zeros(n_runs, int), np.zeros(n_runs, bool)
+        )
         yield runs
-        moving = list(range(len(runs)))
-        for _ in range(self.max_iter):
-            bounds, stacked = samples.em_step(stacked, self.reg_covar)
-            runs = runs.copy()
-            for place, i in enumerate(moving):
-                runs[i] = runs[i].after(float(bounds[place]), _nth(stacked, place), self.tol)
+        moving, parameters = np.arange(n_runs), start
+        while len(moving) and len(runs.lower_bounds) <= self.max_iter:
+            bounds, parameters = samples.em_step(parameters, self.reg_covar)
+            runs = runs.after(moving, bounds, parameters, self.tol)
             yield runs
-            still = [place for place, i in enumerate(moving) if not runs[i].converged]
-            if len(still) < len(moving):
-                moving = [moving[place] for place in still]
-                stacked = Parameters(*(part[still] for part in stacked))
+            still = ~runs.converged[moving]
+            if not still.all():
+                moving, parameters = moving[still], _nth(parameters, still)
                 samples = samples.some(still) if samples.problems else samples
-            if not moving:
-                return
 
 
 def _last(stream: Iterator[Any]) -> Any:
@@ -503,5 +579,5 @@ def _stacked(parameters: Sequence[Parameters]) -> Parameters:
     return Parameters(*(np.stack(parts) for parts in zip(*parameters, strict=True)))
 
 
-def _nth(stacked: Parameters, i: int) -> Parameters:
+def _nth(stacked: Parameters, i: Any) -> Parameters:
     return Parameters(*(part[i] for part in stacked))

@@ -54,22 +54,33 @@ def initialise(
         model.covariances_ = _covariances(model.precisions_cholesky_, model.covariance_type)
 
 
+def compact(start: Mixture, covariance_type: str) -> FloatArray:
+    """The covariances of a mixture in the shape of a family.
+
+    Raises:
+        ValueError: They are not of this family (no rounding to the nearest).
+    """
+    found = _compact(start.covariances, covariance_type)
+    same = found is start.covariances or np.allclose(
+        _full(found, covariance_type, *start.means.shape), start.covariances, rtol=1e-12
+    )
+    if not same:
+        raise ValueError(f"the start's covariances are not {covariance_type}")
+    return found
+
+
 def start_params(start: Mixture, covariance_type: str) -> dict[str, Any]:
     """The three ``*_init`` parameters that make scikit-learn's mixtures begin at ``start``.
 
     Raises:
-        ValueError: The start's covariances are not of this family (no rounding to the nearest).
+        ValueError: The start's covariances are not of this family.
     """
-    compact = _compact(start.covariances, covariance_type)
-    if not np.allclose(
-        _full(compact, covariance_type, *start.means.shape), start.covariances, rtol=1e-12
-    ):
-        raise ValueError(f"the start's covariances are not {covariance_type}")
+    covariances = compact(start, covariance_type)
     matrices = covariance_type in ("full", "tied")
     return {
         "weights_init": start.weights,
         "means_init": start.means,
-        "precisions_init": np.linalg.inv(compact) if matrices else 1.0 / compact,
+        "precisions_init": np.linalg.inv(covariances) if matrices else 1.0 / covariances,
     }
 
 

@@ -41,6 +41,7 @@ from embench.models.engine.family import (
     Parameters,
     RegularisationWarning,
     Statistics,
+    warn_of_regularisation,
 )
 from embench.models.engine.frame import Frame
 from embench.models.engine.samples import Posterior, Samples, em_step, log_joint, softmax
@@ -60,4 +61,5 @@ __all__ = [
     "em_step",
     "log_joint",
     "softmax",
+    "warn_of_regularisation",
 ]

@@ -91,11 +91,9 @@ class Full(Family):
         ridge = RIDGE
         while True:
             try:
-                factor: FloatArray = np.linalg.cholesky(covariance + ridge * padding)
+                return np.asarray(np.linalg.cholesky(covariance + ridge * padding), np.float64)
             except np.linalg.LinAlgError:
                 ridge *= 100
-            else:
-                return factor
 
     def rescale(
         self, covariances: FloatArray, factors: FloatArray, A: FloatArray, inverse: FloatArray

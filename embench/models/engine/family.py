@@ -37,6 +37,16 @@ class RegularisationWarning(RuntimeWarning):
     """A covariance needed more regularisation than was asked for."""
 
 
+def warn_of_regularisation(whose: str, factor: float) -> None:
+    """Say that a covariance got more regularisation than was asked for."""
+    warnings.warn(
+        f"the covariance {whose} is not positive definite (fewer samples than features?): "
+        f"added {factor:g} times reg_covar",
+        RegularisationWarning,
+        stacklevel=3,
+    )
+
+
 class Parameters(NamedTuple):
     """A mixture: weights [..., K], means [..., K, D], and covariances and the Cholesky factors of
     the precisions in the shape of their family (full [..., K, D, D], tied [..., D, D], diag
@@ -227,6 +237,23 @@ class Family(ABC):
             factors = self.precisions_cholesky(covariances)
         return Parameters(weights, means, covariances, factors)
 
+    def definite(self, parameters: Parameters, reg_covar: float) -> Parameters:
+        """The same mixture, its covariances positive definite in the digits that they have.
+
+        Raises:
+            IllDefinedCovariance: They are not, and ``reg_covar`` is 0.
+        """
+        covariances = parameters.covariances
+        try:
+            self.precisions_cholesky(covariances)
+        except IllDefinedCovariance:
+            identity = self.regularisation(np.eye(parameters.means.shape[-1]))
+            covariances = self._mended(covariances, reg_covar * identity)
+            return parameters._replace(
+                covariances=covariances, precisions_cholesky=self.precisions_cholesky(covariances)
+            )
+        return parameters
+
     def _mended(self, covariances: FloatArray, regularisation: FloatArray) -> FloatArray:
         """With ten times more regularisation, until each covariance is positive definite.
 
@@ -243,12 +270,7 @@ class Family(ABC):
                 covariances[index] += 9 * factor * regularisation[index]
                 factor *= 10
             if factor > 1:
-                warnings.warn(
-                    f"the covariance of component {index[-1] if index else 0} is not positive "
-                    f"definite (fewer samples than features?): added {factor:g} times reg_covar",
-                    RegularisationWarning,
-                    stacklevel=2,
-                )
+                warn_of_regularisation(f"of component {index[-1] if index else 0}", factor)
         return covariances
 
     def _is_definite(self, covariance: FloatArray) -> bool:

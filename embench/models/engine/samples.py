@@ -131,7 +131,7 @@ class Samples:
             self.Y[..., indices], self.frame, self.arrays, weights, self.radius_squared
         )
 
-    def some(self, problems: list[int]) -> Self:
+    def some(self, problems: BoolArray) -> Self:
         """Some of the problems."""
         return type(self)(
             self.Y[problems], self.frame[problems], self.arrays, self.weights, self.radius_squared

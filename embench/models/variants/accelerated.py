@@ -49,7 +49,8 @@ class AcceleratedEM(MixtureByEM):
 
     A step ends at a mixture whose log-likelihood is known, because EM's map was evaluated there
     too: that evaluation is the first of the next step. Where a mixture aimed at turns out worse
-    than the one before, the step ends where EM's would.
+    than the one before, the step ends where EM's would. A ``reg_covar`` so large that EM's own
+    steps lower the likelihood leaves little else than such steps, at twice their price.
     """
 
     n_evaluations_: int
@@ -167,7 +168,7 @@ class AndersonEM(AcceleratedEM):
         "memory": [Interval(Integral, 1, None, closed="left")],
     }
 
-    def __init__(self, n_components: int = 1, *, memory: int = 5, **common: Any) -> None:
+    def __init__(self, n_components: int = 1, *, memory: int = 10, **common: Any) -> None:
         super().__init__(n_components, **common)
         self.memory = memory
 
@@ -284,7 +285,7 @@ class NaturalGradientEM(AcceleratedEM):
             self.n_evaluations_ += 1
             found = samples.e_step(parameters)
             old = _expectations(samples, parameters, found, self.reg_covar)
-            mixed = samples.family.combine(found.scaled(self.step), old, 1 - self.step)
+            mixed = samples.family.combine(found.scaled(self.step), old, 0.9 - 0.9 * self.step)
             parameters = samples.m_step(mixed, parameters, self.reg_covar)
             yield float(found.log_likelihood), parameters
 

@@ -18,9 +18,6 @@ from embench.types import FloatArray
 ROUNDING = 100
 """In units of the precision: shares of samples are not held more exactly."""
 
-SMALLEST_SHARE = 1e-300
-"""Stands for a share of zero, whose logarithm is no number."""
-
 MAX_TRUST_RADIUS = 1e6
 """Longest step of the potentials [nat]: from component to component in the widest data."""
 
@@ -107,15 +104,8 @@ def _balancing(
         _, resp, found = shares(potentials)
         return np.diag(found) - (resp * sizes) @ resp.T + 1.0
 
-    *_, found = shares(start)
-    if np.abs(found - wanted).max() <= tol:
-        return start
-    by_sinkhorn = start + np.log(np.maximum(wanted, SMALLEST_SHARE))
-    by_sinkhorn -= np.log(np.maximum(found, SMALLEST_SHARE))
-    options = {"gtol": tol, "max_trust_radius": MAX_TRUST_RADIUS, "initial_trust_radius": 1.0}
-    return minimize(
-        dual, by_sinkhorn, method="trust-exact", jac=True, hess=hessian, options=options
-    ).x
+    options = {"gtol": tol, "max_trust_radius": MAX_TRUST_RADIUS}
+    return minimize(dual, start, method="trust-exact", jac=True, hess=hessian, options=options).x
 
 
 def _tilted(samples: Samples, parameters: Parameters, potentials: FloatArray) -> Statistics:

@@ -81,7 +81,7 @@ def to_parameters(vector: FloatArray, like: Parameters, family: Family) -> Param
 def _log_scales(covariances: FloatArray, family: Family) -> FloatArray:
     """The numbers of all covariances, [n]."""
     if family.own_dimensions < 2:
-        return np.asarray(0.5 * np.log(covariances)).ravel()
+        return np.asarray(0.5 * np.log(covariances), dtype=np.float64).ravel()
     scale_tril = np.linalg.cholesky(covariances)
     diagonal = np.einsum("...ii->...i", scale_tril)
     diagonal[...] = np.log(diagonal)

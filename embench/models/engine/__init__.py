@@ -27,6 +27,7 @@ matrix products a little, and for small problems its calls cost a third of torch
 | `family` | parameters, statistics, and what a covariance family has to say |
 | `covariances` | the families |
 | `frame` | centring and whitening, there and back |
+| `chunks`, `kernels` | pieces of samples, and what is done to one |
 | `samples` | the passes over the samples |
 """
 
@@ -44,7 +45,8 @@ from embench.models.engine.family import (
     warn_of_regularisation,
 )
 from embench.models.engine.frame import Frame
-from embench.models.engine.samples import Posterior, Samples, em_step, log_joint, softmax
+from embench.models.engine.kernels import Posterior, softmax
+from embench.models.engine.samples import Samples, em_step, log_joint
 
 __all__ = [
     "FAMILIES",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
 
 from embench.models.engine.arrays import Arrays, to_numpy
+from embench.models.engine.chunks import mean_and_covariance, row_chunks, split
 from embench.models.engine.family import (
     BoolArray,
     Family,
@@ -19,6 +19,14 @@ from embench.models.engine.family import (
     Statistics,
 )
 from embench.models.engine.frame import Frame
+from embench.models.engine.kernels import (
+    NEGLIGIBLE,
+    Exact,
+    Posterior,
+    log_joints,
+    moments,
+    softmax,
+)
 from embench.types import FloatArray
 
 KEPT_BYTES = 2**23
@@ -29,37 +37,12 @@ CANCELLATION = {"float64": 1e-8, "float32": 0.05}
 squares are not expanded. What was seen is a tenth of the bound in the worst sample, and far less
 in their mean."""
 
-FEW_ROWS = 4
-"""Up to as many rows, a product with a long transposed matrix is faster as one with a vector for
-each row: BLAS packs the long side of a matrix for next to nothing."""
-
-MANY_PRODUCTS = 256
-"""From as many columns, a short and wide matrix times products is faster transposed, by a quarter
-with OpenBLAS in float64; bringing the result back costs little."""
-
 SPARSE_FROM = 32
 """Features from which the M-step may leave negligible responsibilities out: below, picking samples
 costs more than multiplying them by nearly nothing."""
 
 SPARSE = 0.15
 """Share of responsibilities that count, below which leaving out the others pays."""
-
-NEGLIGIBLE = 1e-3
-"""In units of the precision: responsibilities this far below their mean change no digit."""
-
-Posterior = Callable[[Any, Any], tuple[Any, Any]]
-"""What an E-step makes of a log-joint [..., K, n], which it may overwrite, with the functions of
-its library: log-densities [..., n] and responsibilities [..., K, n]."""
-
-
-def softmax(log_joint: Any, xp: Any) -> tuple[Any, Any]:
-    """Log-density [..., n] and responsibilities [..., K, n], in place and with one exponential."""
-    largest = xp.amax(log_joint, -2)
-    log_joint -= largest[..., None, :]
-    xp.exp(log_joint, out=log_joint)
-    total = log_joint.sum(-2)
-    log_joint *= (1 / total)[..., None, :]
-    return xp.log(total) + largest, log_joint
 
 
 class Samples:
@@ -209,7 +192,7 @@ class Samples:
 
     def log_joint(self, parameters: Parameters) -> FloatArray:
         """Log of weight times density of the samples of one problem, [..., K, n_samples] [nat]."""
-        exact = _Exact(self.arrays, self.family, parameters, self.frame.log_scale)
+        exact = Exact(self.arrays, self.family, parameters, self.frame.log_scale)
         return exact.log_joint(self.Y[:-1])
 
     def completed(self, statistics: Statistics, parameters: Parameters) -> Statistics:
@@ -275,7 +258,7 @@ class _Pass:
     ) -> None:
         self.samples, self.family, self.parameters = samples, family, parameters
         self.arrays, self.posterior = samples.arrays, posterior
-        self.exact = _Exact(samples.arrays, samples.family, parameters, samples.frame.log_scale)
+        self.exact = Exact(samples.arrays, samples.family, parameters, samples.frame.log_scale)
         self.shape = parameters.weights.shape
         self.expands = not risky.all()
         self.prunes = samples.sparse and len(self.shape) == 1 and self.expands
@@ -302,7 +285,7 @@ class _Pass:
                 self.counting += float((resp > NEGLIGIBLE * self.arrays.eps).sum())
             if self.expands and not self.prunes:
                 flat = resp.reshape(*products.shape[:-2], -1, products.shape[-1])
-                self.sums[problems] += to_numpy(_sums(flat, products, self.arrays.xp))
+                self.sums[problems] += to_numpy(moments(flat, products, self.arrays.xp))
             for index, here in _within(self.by_moments, problems):
                 self._add_moments(index, self._rows_of(index, rows), resp[here])
         return self._collected()
@@ -319,7 +302,7 @@ class _Pass:
             for inner in self._inner(rows):
                 products = samples.products(self.family, problems, inner)
                 columns = slice(inner.start - rows.start, inner.stop - rows.start)
-                _multiply(self.factors[problems], products, flat[..., columns], arrays)
+                log_joints(self.factors[problems], products, flat[..., columns], arrays)
         log_joint = flat.reshape(*some, *restarts, n)
         for index, here in _within(self.risky, problems):
             log_joint[here] = self.exact.log_joint_of(index, self._rows_of(index, rows))
@@ -383,51 +366,6 @@ class _Pass:
         return statistics
 
 
-class _Exact:
-    """Log-joints and moments without expanding a square: one component, samples minus its mean."""
-
-    def __init__(
-        self, arrays: Arrays, family: Family, parameters: Parameters, log_scale: FloatArray
-    ) -> None:
-        self.arrays, self.family, self.parameters = arrays, family, parameters
-        self.log_scale = log_scale
-
-    def log_joint_of(self, index: tuple[int, ...], Y: Any) -> Any:
-        """Of samples [D, n], [n] [nat]."""
-        factor = self.arrays.of(self.family.own(self.parameters.precisions_cholesky, index))
-        white = self.family.whiten(self._centred(index, Y), factor)
-        white *= white
-        return self._constant[index] - 0.5 * white.sum(-2)
-
-    def moments_of(
-        self, index: tuple[int, ...], Y: Any, resp: Any
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Count, first and second moments about the mean; what changes no digit is left out."""
-        count = resp.sum()
-        counting = resp > NEGLIGIBLE * self.arrays.eps * (count / len(resp))
-        if counting.sum() < SPARSE * len(resp):
-            Y, resp = Y[:, counting], resp[counting]
-        Z = self._centred(index, Y)
-        first = Z @ resp
-        Z *= resp**0.5
-        return to_numpy(count), to_numpy(first), to_numpy(self.family.scatter(Z))
-
-    def _centred(self, index: tuple[int, ...], Y: Any) -> Any:
-        return Y - self.arrays.of(self.parameters.means[index])[:, None]
-
-    def log_joint(self, Y: Any) -> FloatArray:
-        """Of samples [D, n] and all components, [..., K, n] [nat]."""
-        joint = np.empty((*self.parameters.weights.shape, Y.shape[-1]))
-        for rows in row_chunks(Y.T):
-            for index in np.ndindex(joint.shape[:-1]):
-                joint[(*index, rows)] = to_numpy(self.log_joint_of(index, Y[:, rows]))
-        return joint
-
-    @cached_property
-    def _constant(self) -> FloatArray:
-        return self.family.constant(self.parameters, self.log_scale)
-
-
 def em_step(
     X: FloatArray, parameters: Parameters, family: Family, reg_covar: float = 1e-6
 ) -> tuple[FloatArray, Parameters]:
@@ -472,56 +410,7 @@ def log_joint(
 ) -> FloatArray:
     """Log of weight times density of X (n_samples, D): (..., n_components, n_samples) [nat]."""
     arrays = Arrays.on(device, dtype)
-    return _Exact(arrays, family, parameters, np.zeros(())).log_joint(arrays.of(X.T))
-
-
-def mean_and_covariance(
-    X: FloatArray, weights: FloatArray | None = None
-) -> tuple[FloatArray, FloatArray]:
-    """Of X [..., N, D], in float64 whatever X is."""
-    total = X.shape[-2] if weights is None else weights.sum()
-    mean = sum(_weighted(X[..., rows, :], weights, rows).sum(-2) for rows in row_chunks(X)) / total
-    covariance = np.zeros((*mean.shape, X.shape[-1]))
-    for rows in row_chunks(X):
-        Z = X[..., rows, :] - mean[..., None, :]
-        covariance += _weighted(Z, weights, rows).swapaxes(-1, -2) @ Z
-    return mean, covariance / total
-
-
-def row_chunks(X: Any) -> Iterator[slice]:
-    """Rows of X [..., N, D] in pieces of half an L2 in float64."""
-    numbers = math.prod(X.shape) // max(1, X.shape[-2])
-    return split(X.shape[-2], 2**16 // max(1, numbers))
-
-
-def split(end: int, at_most: int, *, begin: int = 0, at_least: int = 16) -> Iterator[slice]:
-    """Slices of nearly the same length, so that no chunk is a rest of a few rows."""
-    n_chunks = -(-(end - begin) // max(at_least, at_most))
-    edges = [begin + (end - begin) * i // n_chunks for i in range(n_chunks + 1)]
-    return (slice(*both) for both in pairwise(edges))
-
-
-def _multiply(factors: Any, products: Any, out: Any, arrays: Arrays) -> None:
-    """``factors @ products`` into ``out``, [..., rows, n]."""
-    if factors.ndim > 2 or factors.shape[-1] < MANY_PRODUCTS:
-        arrays.xp.matmul(factors, products, out=out)
-        return
-    transposed = arrays.scratch("transposed", *out.shape[::-1])
-    arrays.xp.matmul(products.T, factors.T, out=transposed)
-    out[...] = transposed.T
-
-
-def _sums(resp: Any, products: Any, xp: Any) -> Any:
-    """``resp @ products'``, [..., rows, n_products]."""
-    if resp.shape[-2] > FEW_ROWS:
-        return resp @ products.swapaxes(-1, -2)
-    rows = [products @ resp[..., k, :, None] for k in range(resp.shape[-2])]
-    return xp.stack([row[..., 0] for row in rows], -2)
-
-
-def _weighted(chunk: FloatArray, weights: FloatArray | None, rows: slice) -> FloatArray:
-    chunk = np.asarray(chunk, dtype=np.float64)
-    return chunk if weights is None else chunk * weights[rows, None]
+    return Exact(arrays, family, parameters, np.zeros(())).log_joint(arrays.of(X.T))
 
 
 def _indices(mask: Any) -> list[tuple[int, ...]]:

@@ -285,7 +285,7 @@ class NaturalGradientEM(AcceleratedEM):
             self.n_evaluations_ += 1
             found = samples.e_step(parameters)
             old = _expectations(samples, parameters, found, self.reg_covar)
-            mixed = samples.family.combine(found.scaled(self.step), old, 0.9 - 0.9 * self.step)
+            mixed = samples.family.combine(found.scaled(self.step), old, 1 - self.step)
             parameters = samples.m_step(mixed, parameters, self.reg_covar)
             yield float(found.log_likelihood), parameters
 

@@ -24,9 +24,9 @@ class AnnealedEM(MixtureByEM):
     which raises 1 / (n beta) sum_i log sum_k (w_k N(x_i; mu_k, S_k))^beta and not, while beta is
     below 1, the log-likelihood. Only at beta = 1 can ``tol`` end the fit; ``beta_min=1`` is EM.
 
-    Leaves out the iterations to convergence at each beta, and any noise: where beta stays so low
-    for so long that components become equal, they have to part again, which is slow, and ``tol``
-    may end the fit before.
+    Leaves out the iterations to convergence at each beta, and any noise: below a ``beta_min`` of
+    about 0.5 components become equal before they part again, which takes so long that ``tol``
+    mostly ends the fit before, far below EM. Above, it ends now above EM and now below.
 
     Args:
         beta_min: Inverse temperature of the first iteration, in (0, 1].
@@ -52,7 +52,7 @@ class AnnealedEM(MixtureByEM):
     }
 
     def __init__(
-        self, n_components: int = 1, *, beta_min: float = 0.5, rate: float = 1.1, **common: Any
+        self, n_components: int = 1, *, beta_min: float = 0.7, rate: float = 1.1, **common: Any
     ) -> None:
         super().__init__(n_components, **common)
         self.beta_min = beta_min

@@ -40,9 +40,9 @@ class SinkhornEM(MixtureByEM):
             holds them to 1e-5. The others are those of `em`.
 
     Notes:
-        Keeps a log-joint per component and sample in memory. Sinkhorn's iteration, one step of
-        which begins each E-step, needs hundreds more where components are apart; Newton's method
-        in a trust region finds the same potentials in about ten.
+        Keeps a log-joint per component and sample in memory, on the CPU. Sinkhorn's own iteration
+        finds the potentials in hundreds of passes where components are apart; Newton's method in a
+        trust region finds the same ones in three or four, from those of the step before.
 
     Source:
         Mena, Nejatbakhsh, Varol and Niles-Weed (2020), Sinkhorn EM: an expectation-maximization

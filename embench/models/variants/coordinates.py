@@ -81,8 +81,8 @@ def to_parameters(vector: FloatArray, like: Parameters, family: Family) -> Param
 def _log_scales(covariances: FloatArray, family: Family) -> FloatArray:
     """The numbers of all covariances, [n]."""
     if family.own_dimensions < 2:
-        return np.asarray(0.5 * np.log(covariances), dtype=np.float64).ravel()
-    scale_tril = np.linalg.cholesky(covariances)
+        return (0.5 * np.log(covariances)).ravel()
+    scale_tril = np.asarray(np.linalg.cholesky(covariances), dtype=np.float64)
     diagonal = np.einsum("...ii->...i", scale_tril)
     diagonal[...] = np.log(diagonal)
     return scale_tril[(..., *np.tril_indices(covariances.shape[-1]))].ravel()

@@ -97,7 +97,7 @@ class FigueiredoJainEM(MixtureByEM):
                 run = after
                 shown = best if best and best.lower_bound >= run.lower_bound else run
                 n_left = len(run.parameters.weights)
-                yield shown._replace(converged=run.converged or True)
+                yield shown._replace(converged=run.converged and n_left == 1)
             if not run.converged or n_left == 1:
                 return
             best = shown

@@ -372,7 +372,8 @@ class NoiseEM(_RobustMixture):
         check_is_fitted(self)
         X = validate_data(self, X, reset=False)
         low, high = self.noise_box_
-        inside = ((low <= X) & (high >= X)).all(axis=1)
+        placed = X.astype(low.dtype)  # else a corner of a float32 fit may lie outside its own box
+        inside = ((low <= placed) & (high >= placed)).all(axis=1)
         log_noise = np.where(inside, _log(self.noise_weight_) + self.noise_log_density_, -np.inf)
         members = logsumexp(self._estimate_weighted_log_prob(X), axis=1)
         return np.logaddexp(members, log_noise), log_noise

@@ -87,7 +87,7 @@ def test_a_mixture_is_the_same_after_the_way_there_and_back(problem):
 
 
 @few
-@given(family_problems, seeds, st.sampled_from([0.1, 2.0, 300.0]))
+@given(family_problems, seeds, st.sampled_from([0.1, 1.0, 3.0]))
 def test_every_vector_is_a_valid_mixture(problem, seed, scale):
     covariance_type, (mixture, X) = problem
     family, parameters = inside(mixture, covariance_type, X)
@@ -118,6 +118,22 @@ def test_a_vector_is_the_same_after_the_way_there_and_back(problem, seed):
     back = to_vector(to_parameters(vector, parameters, family), family)
 
     assert_allclose(back, vector, rtol=1e-8, atol=1e-8)
+
+
+@few
+@given(
+    family_problems, seeds, st.sampled_from([300.0, 1e200, np.inf]), st.sampled_from(ACCELERATED)
+)
+def test_mixtures_far_out_are_not_aimed_at(problem, seed, scale, name):
+    covariance_type, (mixture, X) = problem
+    model = make(name, mixture, covariance_type, max_iter=0).fit(X)
+    samples = Samples.of(X, FAMILIES[covariance_type])
+    here = model._evaluated(samples, samples.frame.inward(model._parameters()))
+    direction = np.random.default_rng(seed).standard_normal(len(here.x))
+
+    there = model._aimed(samples, here.x + scale * direction, here)
+
+    assert there is None
 
 
 # The optimum, and the way there

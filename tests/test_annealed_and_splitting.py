@@ -177,6 +177,14 @@ def test_candidates_that_fail_leave_the_mixture_as_it_was():
     assert (model.n_iter_, model.lower_bounds_) == (em.n_iter_, em.lower_bounds_)
 
 
+def test_no_iterations_leave_the_start():
+    X, start = stuck()
+
+    model = make("split-merge-em", start, max_iter=0).fit(X)
+
+    assert model.score(X) == pytest.approx(gaussian.log_likelihood(start, X), rel=1e-12)
+
+
 @pytest.mark.parametrize(("n_components", "n_candidates"), [(1, 5), (2, 5), (4, 0)])
 def test_without_candidates_it_is_em(n_components, n_candidates):
     X, _ = stuck()
@@ -193,10 +201,12 @@ def test_samples_count_as_often_as_their_weights_in_splits_and_merges():
     X, start = stuck()
     weights = np.ones(400)
     weights[::7] = 3
-    expected = make("split-merge-em", start).fit(np.repeat(X, weights.astype(int), axis=0))
+    expected, model = (make("split-merge-em", start, tol=1e-6) for _ in range(2))
+    all_of_it = list(expected.iter_fit(np.repeat(X, weights.astype(int), axis=0)))
 
-    model = make("split-merge-em", start).fit(X, sample_weight=weights)
+    weighted = list(model.iter_fit(X, sample_weight=weights))
 
+    assert weighted == all_of_it, "every way takes as many iterations"
     assert_allclose(model.means_, expected.means_, rtol=1e-6, atol=1e-6)
 
 

@@ -219,6 +219,17 @@ def noisy(seed, share=0.2, n_samples=600):
     return truth, np.vstack([X, outliers])
 
 
+def test_no_noise_stays_no_noise_however_far_a_sample_lies():
+    rng = np.random.default_rng(0)
+    X, weights = np.append(rng.standard_normal(99), 50.0)[:, None], rng.uniform(size=100)
+
+    fitted = model("noise-em", n_components=3, noise_weight=0.0, max_iter=20)
+    found = {float(fitted.noise_weight_) for _ in fitted.iter_fit(X, weights)}
+
+    # Once above 0, even by rounding, it could grow.
+    assert found == {0.0}
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_covariances_among_outliers_are_nearer_to_the_truth_than_ems(seed):
     truth, X = noisy(seed)

@@ -92,8 +92,8 @@ class Runs(NamedTuple):
         return Run(_nth(self.parameters, i), bounds[-1], tuple(bounds[1:]), n_iter, converged)
 
 
-class MixtureByEM(sklearn.mixture.GaussianMixture, ABC):
-    """A mixture fitted by steps on embench's engine: everything but the step.
+class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
+    """A density fitted by steps on embench's engine: everything but the step.
 
     A variant says in `_steps` how one mixture becomes the next. Starts, restarts, stopping rule
     and attributes are scikit-learn's. Hyper-parameters of its own go before ``**common``:
@@ -106,6 +106,9 @@ class MixtureByEM(sklearn.mixture.GaussianMixture, ABC):
     version: ClassVar[str] = (
         f"numpy {np.__version__}, scipy {scipy.__version__}, scikit-learn {sklearn.__version__}"
     )
+
+    in_memory: ClassVar[bool] = False
+    """Whether the steps look at single samples, so that X cannot be read in chunks."""
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **sklearn.mixture.GaussianMixture._parameter_constraints,
@@ -164,20 +167,12 @@ class MixtureByEM(sklearn.mixture.GaussianMixture, ABC):
             random_state: For steps that draw.
         """
 
-    @property
-    def mixture_(self) -> Mixture:
-        """The fitted mixture for the judge: float64, full matrices."""
-        return families.mixture(self.weights_, self.means_, self.covariances_, self.covariance_type)
-
-    def start_from(self, start: Mixture) -> Self:
-        """Begin the next fit at ``start``; its covariances must be of this family."""
-        return self.set_params(**families.start_params(start, self.covariance_type))
-
     def fit(self, X: FloatArray, y: None = None, sample_weight: FloatArray | None = None) -> Self:
         """Fit to X of shape (n_samples, n_features); see the class for what is set.
 
         Args:
-            X: Samples [u].
+            X: Samples [u]: an array, or what need not fit into memory: the path of a ``.npy`` or
+                ``.parquet`` file, a memory-mapped array, a Dask array.
             y: Ignored.
             sample_weight: How often each sample counts, (n_samples,); ones by default.
 
@@ -206,11 +201,28 @@ class MixtureByEM(sklearn.mixture.GaussianMixture, ABC):
             self._expose(run, samples.frame, samples.arrays.dtype)
             yield done
 
+    def score(self, X: FloatArray, y: None = None) -> float:
+        """Mean log-likelihood per sample [nat] of an array, or of anything that `fit` reads."""
+        return streams.mean_of(super().score_samples, X)
+
+    def score_samples(self, X: FloatArray) -> FloatArray:
+        """Log-density of each sample, (n_samples,) [nat]."""
+        return streams.each_sample(super().score_samples, X)
+
+    def predict(self, X: FloatArray) -> IntArray:
+        """Most probable component of each sample, (n_samples,)."""
+        return streams.each_sample(super().predict, X)
+
+    def predict_proba(self, X: FloatArray) -> FloatArray:
+        """Responsibilities, (n_samples, n_components); rows sum to 1."""
+        return streams.each_sample(super().predict_proba, X)
+
     def _fitting(
         self, X: FloatArray, sample_weight: FloatArray | None
     ) -> tuple[Samples, Iterator[Run]]:
         """The samples in their frame, and the best run so far after every iteration."""
         samples: Samples
+        X = streams.in_memory(X) if self.in_memory else X
         if streams.is_stream(X):
             self._validate_params()
             random_state = check_random_state(self.random_state)
@@ -399,6 +411,19 @@ class MixtureByEM(sklearn.mixture.GaussianMixture, ABC):
         inherited = inspect.signature(parent.__init__).parameters  # type: ignore[misc]
         whole = inspect.Signature([*({**named, **inherited, **named}).values()])
         cls.__init__.__signature__ = whole  # type: ignore[attr-defined]
+
+
+class MixtureByEM(DensityByEM):
+    """A Gaussian mixture fitted by steps: the judge can score it, and it can begin at another."""
+
+    @property
+    def mixture_(self) -> Mixture:
+        """The fitted mixture for the judge: float64, full matrices."""
+        return families.mixture(self.weights_, self.means_, self.covariances_, self.covariance_type)
+
+    def start_from(self, start: Mixture) -> Self:
+        """Begin the next fit at ``start``; its covariances must be of this family."""
+        return self.set_params(**families.start_params(start, self.covariance_type))
 
 
 class GaussianMixture(MixtureByEM):

@@ -277,6 +277,24 @@ def is_stream(X: Any) -> bool:
     return mapped or isinstance(X, str | os.PathLike | Stream) or _is_dask(X)
 
 
+def in_memory(X: Any) -> Any:
+    """X for models that cannot read it in chunks; a memory-mapped array is read whole.
+
+    Raises:
+        ValueError: X is a file, a Dask array or another stream.
+
+    Example:
+        >>> in_memory("samples.npy")
+        Traceback (most recent call last):
+        ValueError: this model's steps look at single samples, ...
+    """
+    if isinstance(X, np.memmap):
+        return np.asarray(X)
+    if is_stream(X):
+        raise ValueError(NEEDS_MEMORY)
+    return X
+
+
 def opened(X: Any, dtype: str = "auto") -> Stream:
     """X as a stream.
 

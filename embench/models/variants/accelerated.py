@@ -72,10 +72,10 @@ class AcceleratedEM(MixtureByEM):
 
     def _aimed(self, samples: Samples, x: FloatArray, before: Evaluation) -> Evaluation | None:
         """EM's map at ``x``, or None where the likelihood is lower there than ``before``."""
-        parameters = to_parameters(x, before.parameters, samples.family)
         slack = NOISE * samples.arrays.eps * max(1.0, abs(before.log_likelihood))
         try:
             with np.errstate(all="ignore"):  # far out, numbers may be too large: not higher, then
+                parameters = to_parameters(x, before.parameters, samples.family)
                 there = self._evaluated(samples, parameters)
         except (IllDefinedCovariance, np.linalg.LinAlgError):
             return None

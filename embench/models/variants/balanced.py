@@ -56,6 +56,8 @@ class SinkhornEM(MixtureByEM):
         [1.0, 10.0]
     """
 
+    in_memory = True
+
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **MixtureByEM._parameter_constraints,
         "transport_tol": [Interval(Real, 0, 1, closed="neither")],

@@ -60,6 +60,10 @@ def to_parameters(vector: FloatArray, like: Parameters, family: Family) -> Param
             changes nothing. Logarithms of standard deviations are cut at +-40.
         like: A mixture with the shapes wanted.
         family: Its covariance family.
+
+    Raises:
+        np.linalg.LinAlgError: Standard deviations differ so much that a factor has no inverse in
+            floating point, by some fifteen orders of magnitude.
     """
     n_components, n_means = like.weights.size, like.means.size
     log_weights = vector[:n_components]

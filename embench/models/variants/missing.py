@@ -20,7 +20,7 @@ from sklearn.utils.validation import (
 )
 
 from embench.models import families
-from embench.models.em import MixtureByEM, Run
+from embench.models.em import MixtureByEM
 from embench.models.engine import (
     FAMILIES,
     Arrays,
@@ -33,7 +33,6 @@ from embench.models.engine import (
     softmax,
 )
 from embench.models.engine.family import BoolArray
-from embench.models.variants.memory import in_memory
 from embench.types import FloatArray, IntArray, Mixture
 
 
@@ -73,6 +72,8 @@ class MissingEM(MixtureByEM):
         [[3.0, -3.0]]
     """
 
+    in_memory = True
+
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **MixtureByEM._parameter_constraints,
         "device": [StrOptions({"cpu", "auto"})],
@@ -89,11 +90,6 @@ class MissingEM(MixtureByEM):
         while True:
             log_likelihood, parameters = samples.em_step(parameters, self.reg_covar)
             yield float(log_likelihood), parameters
-
-    def _fitting(
-        self, X: FloatArray, sample_weight: FloatArray | None
-    ) -> tuple[Samples, Iterator[Run]]:
-        return super()._fitting(in_memory(X), sample_weight)
 
     def _framed(self, X: FloatArray, sample_weight: FloatArray | None) -> Samples:
         return IncompleteSamples.of(

@@ -10,7 +10,6 @@ import numpy as np
 from embench.models.em import MixtureByEM, Run
 from embench.models.engine import FAMILIES, Parameters, Samples, softmax
 from embench.models.engine.arrays import to_numpy
-from embench.models.variants.memory import in_memory
 from embench.types import FloatArray, IntArray
 
 START_NARROWER = 10
@@ -57,6 +56,8 @@ class FigueiredoJainEM(MixtureByEM):
         2
     """
 
+    in_memory = True
+
     def __init__(
         self, n_components: int = 1, *, tol: float = 1e-5, max_iter: int = 1000, **common: Any
     ) -> None:
@@ -81,11 +82,6 @@ class FigueiredoJainEM(MixtureByEM):
         factors = FAMILIES[self.covariance_type].precisions_cholesky(covariances)
         weights = np.ones_like(start.weights) if self.weights_init is None else start.weights
         return Parameters(weights / weights.sum(), start.means, covariances, factors)
-
-    def _fitting(
-        self, X: FloatArray, sample_weight: FloatArray | None
-    ) -> tuple[Samples, Iterator[Run]]:
-        return super()._fitting(in_memory(X), sample_weight)
 
     def _iterated(
         self, samples: Samples, run: Run, random_state: np.random.RandomState

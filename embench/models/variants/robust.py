@@ -18,11 +18,10 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from embench.models import engine, families
-from embench.models.em import MixtureByEM, Run
+from embench.models.em import DensityByEM, Run
 from embench.models.engine import FAMILIES, Frame, Parameters, Samples, softmax
 from embench.models.engine.arrays import to_numpy
-from embench.models.variants.memory import in_memory
-from embench.types import FloatArray, IntArray, Mixture
+from embench.types import FloatArray, IntArray
 
 DOF_RANGE = (0.1, 1e6)
 """Where degrees of freedom are estimated: below, a density is a spike on tails; above, a Gaussian
@@ -40,24 +39,14 @@ class _Extended(Parameters):
         return extended
 
 
-class _RobustMixture(MixtureByEM):
+class _RobustMixture(DensityByEM):
     """A mixture that is not Gaussian: it has no `mixture_`, and cannot begin at one."""
 
-    start_from = None  # type: ignore[assignment]
-
-    @property
-    def mixture_(self) -> Mixture:
-        """Missing, and so for `isinstance` this is no model of a Gaussian mixture."""
-        raise AttributeError(f"{type(self).__name__} fits no Gaussian mixture, so has no mixture_")
+    in_memory = True
 
     @abstractmethod
     def _expose_extra(self, extra: FloatArray) -> None:
         """Set the fitted attributes that go beyond a Gaussian mixture's."""
-
-    def _fitting(
-        self, X: FloatArray, sample_weight: FloatArray | None
-    ) -> tuple[Samples, Iterator[Run]]:
-        return super()._fitting(in_memory(X), sample_weight)
 
     def _expose(self, run: Run, frame: Frame, dtype: str) -> None:
         super()._expose(run, frame, dtype)
@@ -112,7 +101,7 @@ class StudentTEM(_RobustMixture):
     """
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **MixtureByEM._parameter_constraints,
+        **DensityByEM._parameter_constraints,
         "dof": [Interval(Real, 0, None, closed="neither")],
         "estimate_dof": ["boolean"],
     }
@@ -293,7 +282,7 @@ class NoiseEM(_RobustMixture):
     """
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **MixtureByEM._parameter_constraints,
+        **DensityByEM._parameter_constraints,
         "noise_weight": [Interval(Real, 0, 1, closed="left")],
     }
 

@@ -87,10 +87,10 @@ class SplitMergeEM(MixtureByEM):
         best = run
         for best in super()._iterated(samples, run, random_state):
             yield best
-        triples = islice(_triples(samples, best.parameters), self.n_candidates * (best.n_iter > 0))
+        triples = islice(_triples(samples, best.parameters), self.n_candidates)
         while triple := next(triples, None):
             trial = yield from self._tried(samples, best, triple, random_state)
-            if trial.lower_bound > -1e9:
+            if trial.lower_bound > best.lower_bound + max(self.tol, WORTHWHILE):
                 best = trial
                 yield best
                 triples = islice(_triples(samples, best.parameters), self.n_candidates)
@@ -136,7 +136,7 @@ def _triples(samples: Samples, parameters: Parameters) -> Iterator[Triple]:
     log_share = np.log(np.maximum(share, np.finfo(np.float64).tiny))
     misfit = np.where(share > 0, share * (log_share - log_prob), 0).sum(1)
     for i, j in sorted(combinations(range(n_components), 2), key=lambda pair: -shared[pair]):
-        yield from ((j, i, int(j)) for k in np.argsort(-misfit) if k not in (i, j))
+        yield from ((i, j, int(k)) for k in np.argsort(-misfit) if k not in (i, j))
 
 
 def _responsibilities(samples: Samples, parameters: Parameters) -> tuple[FloatArray, FloatArray]:

@@ -106,6 +106,8 @@ class IncrementalEM(MixtureByEM):
         [1.0, 10.0]
     """
 
+    in_memory = True
+
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **MixtureByEM._parameter_constraints,
         "n_blocks": AT_LEAST_ONE,
@@ -163,6 +165,8 @@ class OnlineEM(MixtureByEM):
         [10.0, 20.0]
     """
 
+    in_memory = True
+
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **MixtureByEM._parameter_constraints,
         "batch_size": AT_LEAST_ONE,
@@ -214,6 +218,8 @@ class MiniBatchEM(MixtureByEM):
         >>> sorted(mini.means_[:, 0].round(0).tolist())
         [10.0, 20.0]
     """
+
+    in_memory = True
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **MixtureByEM._parameter_constraints,
@@ -267,6 +273,8 @@ class VarianceReducedEM(MixtureByEM):
         >>> sorted(reduced.means_[:, 0].round(0).tolist())
         [10.0, 20.0]
     """
+
+    in_memory = True
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **MixtureByEM._parameter_constraints,

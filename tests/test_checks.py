@@ -28,7 +28,10 @@ def test_our_own_models_keep_every_law(spec):
     findings = list(check_model(spec))
 
     assert [finding for finding in findings if finding.broken] == []
-    assert any("judge" in finding.law and not finding.skipped for finding in findings)
+    skipped = {finding.skipped for finding in findings} - {""}
+    no_mixture = {"it has no mixture_", "it has no start_from and iter_fit"}
+    assert skipped <= no_mixture | {"it has no iter_fit"}
+    assert ("it has no mixture_" in skipped) == (spec.name in ("student-t-em", "noise-em"))
 
 
 class Changer(GaussianMixture):

@@ -30,6 +30,11 @@ VARIANTS = {
 WATCHED = [variant for variant in VARIANTS if variant != "onedal-em"]
 """Those with an `iter_fit`: every model but the libraries that offer nothing of the kind."""
 
+DENSITIES = ("student-t-em", "noise-em")
+"""Those that are no Gaussian mixtures: densities that the judge cannot compute."""
+
+MIXTURES = [variant for variant in VARIANTS if variant not in DENSITIES]
+
 EXACT = 1e-9
 """How far a model's own float64 numbers may be from the judge's [nat]."""
 
@@ -52,7 +57,8 @@ def tolerance(variant):
 
 
 def parameters(model):
-    return [np.asarray(part).copy() for part in vars(model.mixture_).values()]
+    fitted = (model.weights_, model.means_, model.covariances_)
+    return [np.array(part, dtype=float) for part in fitted]
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +103,7 @@ def test_a_pickled_model_gives_the_same_scores(variant, data):
     assert_array_equal(copy.predict(data.X_test), model.predict(data.X_test))
 
 
+@pytest.mark.parametrize("variant", MIXTURES)
 def test_score_is_the_judges_of_the_same_mixture(variant, data):
     model = make(variant, n_components=3).fit(data.X_train)
     assert isinstance(model, MixtureModel)
@@ -108,16 +115,21 @@ def test_score_is_the_judges_of_the_same_mixture(variant, data):
     assert_allclose(model.score_samples(data.X_test), judged, atol=10 * tolerance(variant))
 
 
+@pytest.mark.parametrize("variant", MIXTURES)
 def test_mixture_is_float64_with_full_covariances(variant, data):
-    mixture = make(variant, n_components=4).fit(data.X_train).mixture_
+    model = make(variant, n_components=4).fit(data.X_train)
 
+    mixture = model.mixture_
+
+    found = getattr(model, "n_components_", 4)  # by models that look for their number
     assert {part.dtype for part in vars(mixture).values()} == {np.dtype("float64")}
-    assert mixture.means.shape == (4, 3)
-    assert mixture.covariances.shape == (4, 3, 3)
+    assert mixture.means.shape == (found, 3)
+    assert mixture.covariances.shape == (found, 3, 3)
     assert mixture.weights.sum() == pytest.approx(1.0, abs=1e-12)
     assert_allclose(mixture.covariances, mixture.covariances.swapaxes(1, 2), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("variant", MIXTURES)
 def test_mixture_is_a_value_that_later_fits_leave_alone(variant, data):
     model = make(variant, n_components=3, max_iter=2).fit(data.X_train)
     mixture = model.mixture_
@@ -139,6 +151,7 @@ def test_predict_is_the_largest_responsibility(variant, data):
     assert_array_equal(model.predict(data.X_test), resp.argmax(axis=1))
 
 
+@pytest.mark.parametrize("variant", MIXTURES)
 def test_samples_follow_the_fitted_mixture(variant, data):
     model = make(variant, n_components=3).fit(data.X_train)
     n_samples = 20_000
@@ -159,7 +172,9 @@ def test_samples_follow_the_fitted_mixture(variant, data):
         assert np.all(np.abs(np.cov(own.T) - mixture.covariances[k]) < 5 * second)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "sklearn-vb"])
+@pytest.mark.parametrize(
+    "name", [name for name in MIXTURES if name in NAMES and name != "sklearn-vb"]
+)
 def test_information_criteria_count_the_free_parameters(name, data):
     K, D, n_samples = 3, 3, len(data.X_test)
     model = make_model(name, n_components=K).fit(data.X_train)
@@ -195,8 +210,10 @@ def test_the_model_can_be_used_at_every_yield(variant, data):
     model = make(variant, n_components=3, max_iter=4)
 
     for _ in model.iter_fit(data.X_train):
-        judged = gaussian.log_likelihood(model.mixture_, data.X_test)
-        assert model.score(data.X_test) == pytest.approx(judged, abs=tolerance(variant))
+        if variant in MIXTURES:
+            judged = gaussian.log_likelihood(model.mixture_, data.X_test)
+            assert model.score(data.X_test) == pytest.approx(judged, abs=tolerance(variant))
+        assert np.isfinite(model.score(data.X_test))
         assert model.predict(data.X_test).shape == (200,)
 
 
@@ -207,7 +224,7 @@ def test_looking_at_the_model_does_not_change_its_way(variant, data):
         pass
 
     for _ in seen.iter_fit(data.X_train):
-        seen.score(data.X_test), seen.predict(data.X_test), seen.mixture_, seen.sample(3)
+        seen.score(data.X_test), seen.predict(data.X_test), seen.sample(3)
 
     for one, other in zip(parameters(seen), parameters(unseen), strict=True):
         assert_array_equal(one, other)

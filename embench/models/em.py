@@ -203,7 +203,7 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
 
     def score(self, X: FloatArray, y: None = None) -> float:
         """Mean log-likelihood per sample [nat] of an array, or of anything that `fit` reads."""
-        return streams.mean_of(super().score_samples, X)
+        return streams.mean_of(self.score_samples, X)
 
     def score_samples(self, X: FloatArray) -> FloatArray:
         """Log-density of each sample, (n_samples,) [nat]."""
@@ -403,10 +403,10 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Make the constructor's signature whole: a variant's own names only what it adds."""
         super().__init_subclass__(**kwargs)
-        if "__init__" not in vars(cls):
-            return
         own = inspect.signature(cls.__init__).parameters.values()
         named = {one.name: one for one in own if one.kind != one.VAR_KEYWORD}
+        if "__init__" not in vars(cls) or len(named) == len(own):
+            return
         parent = cls.__mro__[1]
         inherited = inspect.signature(parent.__init__).parameters  # type: ignore[misc]
         whole = inspect.Signature([*({**named, **inherited, **named}).values()])

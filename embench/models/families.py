@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.mixture._base import BaseMixture
+from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
 
 from embench.types import FloatArray, Mixture
 
@@ -104,9 +105,26 @@ def _initialise_weighted(
         resp[chosen, np.arange(K)] = 1
     else:
         resp[random_state.choice(n_samples, K, replace=False, p=shares), np.arange(K)] = 1
-    model._initialize(X, resp * sample_weight[:, None].astype(X.dtype))
+    resp *= sample_weight[:, None].astype(X.dtype)
+    if model.covariance_type == "tied" and model.precisions_init is None:
+        _initialise_weighted_tied(model, X, resp, sample_weight)
+    else:
+        model._initialize(X, resp)
     if model.weights_init is None:
         model.weights_ = model.weights_ / model.weights_.sum()
+
+
+def _initialise_weighted_tied(
+    model: BaseMixture, X: FloatArray, resp: FloatArray, sample_weight: FloatArray
+) -> None:
+    """The same for a tied covariance, where scikit-learn's sum takes every sample to count once."""
+    counts = resp.sum(axis=0)
+    means = resp.T @ X / counts[:, None]
+    scatter = (X * sample_weight[:, None]).T @ X - (counts[:, None] * means).T @ means
+    model.weights_ = counts if model.weights_init is None else model.weights_init
+    model.means_ = means if model.means_init is None else model.means_init
+    model.covariances_ = scatter / counts.sum() + model.reg_covar * np.eye(X.shape[1])
+    model.precisions_cholesky_ = _compute_precision_cholesky(model.covariances_, "tied")
 
 
 def precisions(precisions_cholesky: FloatArray, covariance_type: str) -> FloatArray:

@@ -64,6 +64,8 @@ class SplitMergeEM(MixtureByEM):
         [10.0, 30.0, 50.0]
     """
 
+    in_memory = True
+
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **MixtureByEM._parameter_constraints,
         "n_candidates": [Interval(Integral, 0, None, closed="left")],

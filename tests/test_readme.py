@@ -55,6 +55,17 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.glob("results/*-quick/records.jsonl"))
 
 
+@pytest.mark.parametrize("begin", ["import numpy", "from sklearn"])
+def test_the_other_python_examples_run(begin, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    examples = [block for block in blocks("python") if block.startswith(begin)]
+
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), {})
+
+    assert examples
+
+
 def test_the_suite_example_can_be_planned(tmp_path):
     example = next(block for block in blocks("toml") if "[[models]]" in block)
     (tmp_path / "mine.toml").write_text(example)

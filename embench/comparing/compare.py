@@ -28,7 +28,7 @@ from embench.metrics import METRICS
 from embench.registry import unknown
 from embench.types import Spec
 
-DEFAULT_BASELINE = "sklearn-em"
+DEFAULT_BASELINES = ("sklearn-em", "em")
 SAME_CHANGE = {"excess_nll": "nll"}
 """The excess differs from the NLL by what all models of a pair share: one comparison will do."""
 
@@ -44,9 +44,10 @@ def compare(
 
     Args:
         runs: A frame with one row per trial, a run's folder, or several of either.
-        baseline: A model of these runs; by default ``sklearn-em`` where it was measured, and
-            otherwise the first model by name. A name without parameters stands for all models of
-            that name: each other model is compared with the one most like it in parameters.
+        baseline: A model of these runs; by default ``sklearn-em`` where it was measured,
+            otherwise ``em``, otherwise the first model by name. A name without parameters stands
+            for all models of that name: each other model is compared with the one most like it in
+            parameters.
         metrics: Names of METRICS to compare; by default all that were measured.
         tracks: Names of TRACKS to look at; by default all that were measured.
 
@@ -101,14 +102,15 @@ def _baselines(rows: pd.DataFrame, asked: str | None) -> tuple[list[str], str]:
     finished = ok(rows)
     if finished.empty:
         return [], "no trial finished"
-    wanted = asked or DEFAULT_BASELINE
-    if found := _matching(finished, wanted):
-        return found, ""
     if asked:
+        if found := _matching(finished, asked):
+            return found, ""
         return [], f"no finished trial of the baseline {asked}, so nothing to compare with"
-    first = str(finished["label"].iloc[0])
-    failed = bool(_matching(rows, wanted))
-    return [first], f"{wanted} did not finish, so {first} is the baseline" if failed else ""
+    wanted = [name for name in DEFAULT_BASELINES if _matching(rows, name)]
+    done = [name for name in wanted if _matching(finished, name)]
+    found = _matching(finished, done[0]) if done else [str(finished["label"].iloc[0])]
+    unfinished = bool(wanted) and wanted[:1] != done[:1]
+    return found, f"{wanted[0]} did not finish, so {found[0]} is the baseline" if unfinished else ""
 
 
 def _changes(rows: pd.DataFrame, baselines: list[str], metrics: list[str]) -> list[Change]:

@@ -19,7 +19,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from strategies import COVARIANCE_TYPES, covariance_types, law, problems, random_mixture, seeds
 
 from embench import gaussian, make_dataset, make_model
-from embench.models import streams
+from embench.models import sources, streams
 from embench.models.em import MixtureByEM
 from embench.models.engine import FAMILIES, Samples, softmax
 
@@ -59,7 +59,7 @@ PLACES = {
 N_TRAIN = 803
 
 
-class Pieces(streams.Stream):
+class Pieces(sources.Stream):
     """An array cut at given rows."""
 
     def __init__(self, X, cuts):
@@ -83,7 +83,7 @@ def data():
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of 100 rows of three features, so that no count of rows is a multiple."""
-    monkeypatch.setattr(streams, "CHUNK_BYTES", 2400)
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 2400)
 
 
 def em(**params):
@@ -217,7 +217,7 @@ def test_weights_count_as_in_memory(place, data, tmp_path):
 def test_the_size_of_chunks_changes_nothing(chunk_rows, data, tmp_path, monkeypatch):
     path = saved(data.X_train, tmp_path / "x.npy")
     expected = em(max_iter=10).fit(path)
-    monkeypatch.setattr(streams, "CHUNK_BYTES", 24 * chunk_rows)
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 24 * chunk_rows)
 
     model = em(max_iter=10).fit(path)
 
@@ -229,7 +229,7 @@ def test_float32_stays_float32(place, data, tmp_path):
     X = data.X_train.astype(np.float32)
     expected = em(max_iter=5).fit(X)
     source = place(X, tmp_path)
-    dtypes = {chunk.dtype for chunk in streams.opened(source).chunks()}
+    dtypes = {chunk.dtype for chunk in sources.opened(source).chunks()}
 
     model = em(max_iter=5).fit(source)
 
@@ -346,10 +346,10 @@ def test_many_features_give_a_start_made_of_fewer_samples(tmp_path, monkeypatch)
 def test_what_lives_in_memory_is_no_stream(data, tmp_path):
     mapped = PLACES["memory map"](data.X_train, tmp_path)
 
-    assert streams.is_stream(mapped)
-    assert streams.is_stream(mapped[3:, :2])
+    assert sources.is_stream(mapped)
+    assert sources.is_stream(mapped[3:, :2])
     for X in (data.X_train, data.X_train.tolist(), mapped + 1, mapped.copy(), mapped[[1, 2]]):
-        assert not streams.is_stream(X)
+        assert not sources.is_stream(X)
 
 
 @pytest.mark.parametrize("mode", ["c", "r+"])
@@ -547,7 +547,7 @@ GROWTH = """
     import re, sys, warnings
     import numpy as np
     from embench import make_model
-    from embench.models import streams
+    from embench.models import sources, streams
 
     def kibibytes(name):
         with open("/proc/self/status") as status:

@@ -19,7 +19,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from embench.models import engine, families, streams
+from embench.models import engine, families, sources, streams
 from embench.models.engine import FAMILIES, Arrays, Frame, Parameters, Samples, Statistics
 from embench.types import FloatArray, IntArray, Mixture
 
@@ -222,8 +222,8 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
     ) -> tuple[Samples, Iterator[Run]]:
         """The samples in their frame, and the best run so far after every iteration."""
         samples: Samples
-        X = streams.in_memory(X) if self.in_memory else X
-        if streams.is_stream(X):
+        X = sources.in_memory(X) if self.in_memory else X
+        if sources.is_stream(X):
             self._validate_params()
             random_state = check_random_state(self.random_state)
             samples, X, sample_weight = streams.read(

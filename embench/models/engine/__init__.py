@@ -34,9 +34,11 @@ matrix products a little, and for small problems its calls cost a third of torch
 from __future__ import annotations
 
 from embench.models.engine.arrays import Arrays
+from embench.models.engine.chunks import mean_and_covariance, split
 from embench.models.engine.covariances import FAMILIES
 from embench.models.engine.family import (
     ILL_DEFINED,
+    BoolArray,
     Family,
     IllDefinedCovariance,
     Parameters,
@@ -52,6 +54,7 @@ __all__ = [
     "FAMILIES",
     "ILL_DEFINED",
     "Arrays",
+    "BoolArray",
     "Family",
     "Frame",
     "IllDefinedCovariance",
@@ -62,6 +65,8 @@ __all__ = [
     "Statistics",
     "em_step",
     "log_joint",
+    "mean_and_covariance",
     "softmax",
+    "split",
     "warn_of_regularisation",
 ]

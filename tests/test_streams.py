@@ -20,8 +20,8 @@ from strategies import COVARIANCE_TYPES, covariance_types, law, problems, random
 
 from embench import gaussian, make_dataset, make_model
 from embench.models import sources, streams
-from embench.models.em import MixtureByEM
 from embench.models.engine import FAMILIES, Samples, softmax
+from embench.models.steps import MixtureByEM
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 from sklearn.utils._param_validation import Interval
 
-from embench.models.em import MixtureByEM, Run
 from embench.models.engine import IllDefinedCovariance, Parameters, Samples, Statistics
+from embench.models.steps import MixtureByEM, Run
 from embench.models.variants.coordinates import to_parameters, to_vector
 from embench.types import FloatArray
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from sklearn.utils._param_validation import Interval
 
-from embench.models.em import MixtureByEM, Run
 from embench.models.engine import Parameters, Posterior, Samples, softmax
+from embench.models.steps import MixtureByEM, Run
 
 
 class AnnealedEM(MixtureByEM):

@@ -10,9 +10,9 @@ import numpy as np
 from scipy.optimize import minimize
 from sklearn.utils._param_validation import Interval
 
-from embench.models.em import MixtureByEM
 from embench.models.engine import Parameters, Samples, Statistics, softmax
 from embench.models.engine.arrays import to_numpy
+from embench.models.steps import MixtureByEM
 from embench.types import FloatArray
 
 ROUNDING = 100

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from embench.models.em import MixtureByEM
 from embench.models.engine import Parameters, Samples
+from embench.models.steps import MixtureByEM
 
 
 class HardEM(MixtureByEM):

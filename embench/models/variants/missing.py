@@ -20,7 +20,6 @@ from sklearn.utils.validation import (
 )
 
 from embench.models import families
-from embench.models.em import MixtureByEM
 from embench.models.engine import (
     FAMILIES,
     Arrays,
@@ -33,6 +32,7 @@ from embench.models.engine import (
     softmax,
 )
 from embench.models.engine.family import BoolArray
+from embench.models.steps import MixtureByEM
 from embench.types import FloatArray, IntArray, Mixture
 
 

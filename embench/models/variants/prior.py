@@ -10,9 +10,9 @@ import numpy as np
 from scipy.special import xlogy
 from sklearn.utils._param_validation import Interval
 
-from embench.models.em import MixtureByEM
 from embench.models.engine import Family, Parameters, Samples, Statistics
 from embench.models.engine.family import COUNT_FLOOR
+from embench.models.steps import MixtureByEM
 from embench.types import FloatArray
 
 

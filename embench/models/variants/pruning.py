@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from embench.models.em import MixtureByEM, Run
 from embench.models.engine import FAMILIES, Parameters, Samples, softmax
 from embench.models.engine.arrays import to_numpy
+from embench.models.steps import MixtureByEM, Run
 from embench.types import FloatArray, IntArray
 
 START_NARROWER = 10

@@ -18,9 +18,9 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from embench.models import engine, families
-from embench.models.em import DensityByEM, Run
 from embench.models.engine import FAMILIES, Frame, Parameters, Samples, softmax
 from embench.models.engine.arrays import to_numpy
+from embench.models.steps import DensityByEM, Run
 from embench.types import FloatArray, IntArray
 
 DOF_RANGE = (0.1, 1e6)

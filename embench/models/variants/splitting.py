@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 from sklearn.utils._param_validation import Interval
 
-from embench.models.em import MixtureByEM, Run
 from embench.models.engine import IllDefinedCovariance, Parameters, Samples, softmax
 from embench.models.engine.arrays import to_numpy
+from embench.models.steps import MixtureByEM, Run
 from embench.types import FloatArray
 
 WORTHWHILE = 1e-4

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import numpy as np
 from sklearn.utils._param_validation import Interval
 
-from embench.models.em import FORGETTING, MixtureByEM
+from embench.models.em import FORGETTING
 from embench.models.engine import (
     Family,
     IllDefinedCovariance,
@@ -33,6 +33,7 @@ from embench.models.engine import (
     Statistics,
     softmax,
 )
+from embench.models.steps import MixtureByEM
 from embench.types import FloatArray
 
 BATCH_SIZE = 256

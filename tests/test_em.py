@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from strategies import (
 
 from embench import gaussian, make_dataset, make_model
 from embench.models import spec
-from embench.models.engine import RegularisationWarning
+from embench.models.engine import PrecisionWarning, RegularisationWarning
 from embench.types import Mixture
 
 INIT_PARAMS = ("kmeans", "k-means++", "random", "random_from_data")
@@ -399,6 +400,7 @@ def hard_data():
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 @pytest.mark.parametrize("name", hard_data())
 @pytest.mark.filterwarnings("ignore::embench.models.engine.RegularisationWarning")
+@pytest.mark.filterwarnings("ignore::embench.models.engine.PrecisionWarning")
 def test_hard_data_are_fitted_or_refused_with_a_sentence(name, covariance_type, dtype):
     X = hard_data()[name]
     model = make_model(
@@ -689,6 +691,18 @@ def test_fewer_samples_than_features_are_fitted_with_a_warning_if_at_all():
 
     assert np.isfinite(model.score(X))
     assert np.isfinite(gaussian.log_likelihood(model.mixture_, X))
+
+
+def test_what_float32_cannot_resolve_is_said_and_float64_can(blobs):
+    tight = 1e-5 * blobs.X_train[:200]
+    X = np.vstack([tight, tight + 1e3])
+
+    with pytest.warns(PrecisionWarning, match="float32 does not resolve .*: use dtype='float64'"):
+        em(n_components=2, reg_covar=1e-14, dtype="float32").fit(X)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PrecisionWarning)
+        em(n_components=2, reg_covar=1e-14).fit(X)
 
 
 def test_lower_bounds_are_the_judges_along_the_way(blobs):

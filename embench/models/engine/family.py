@@ -33,6 +33,10 @@ class IllDefinedCovariance(ValueError):
     """A covariance that is not positive definite."""
 
 
+class PrecisionWarning(RuntimeWarning):
+    """The digits of the samples do not resolve a component."""
+
+
 class RegularisationWarning(RuntimeWarning):
     """A covariance needed more regularisation than was asked for."""
 

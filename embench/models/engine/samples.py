@@ -182,6 +182,10 @@ class Samples:
             self.arrays.eps * self.radius_squared * trace, parameters.weights.shape
         )
 
+    def blur(self, parameters: Parameters) -> float:
+        """How far rounding moves the farthest sample, in deviations of the tightest component."""
+        return math.sqrt(self.arrays.eps * float(self.cancellation(parameters).max()))
+
     def risky(self, parameters: Parameters) -> BoolArray:
         """Components [..., K] whose squares must not be expanded."""
         # Asked twice: after the M-step that made the parameters, and in the E-step that uses them.

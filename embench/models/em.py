@@ -115,27 +115,33 @@ class GaussianMixture(MixtureByEM):
             A fitted copy of this model for every dataset.
 
         Raises:
-            ValueError: X has not three dimensions, or there are not as many starts as datasets.
+            ValueError: X has not three dimensions or fewer samples than components, there are not
+                as many starts as datasets or they are of another shape, or ``n_init`` is not 1.
 
         Example:
             >>> X = np.random.default_rng(0).normal(size=(5, 100, 2))
             >>> [em.converged_ for em in GaussianMixture(2, random_state=0).fit_many(X)]
             [True, True, True, True, True]
         """
-        X = np.asarray(X)
+        X, family = np.asarray(X), self.covariance_type
         if X.ndim != 3 or len(X) == 0:
             raise ValueError(
                 f"expected X of shape (n_problems, n_samples, n_features), got {X.shape}"
             )
-        if starts is not None and len(starts) != len(X):
-            raise ValueError(f"expected {len(X)} starts, one for each dataset, got {len(starts)}")
+        if self.n_init != 1:
+            raise ValueError(f"fit_many makes one start for each dataset, got n_init={self.n_init}")
         flat, _ = self._validated(X.reshape(-1, X.shape[-1]), None)
         X = flat.reshape(X.shape)
-        random_state = check_random_state(self.random_state)
-        family = self.covariance_type
+        if X.shape[1] < self.n_components:
+            raise ValueError(
+                f"Expected n_samples >= n_components but got n_components = {self.n_components}, "
+                f"n_samples = {X.shape[1]} in each dataset"
+            )
         if starts is None:
+            random_state = check_random_state(self.random_state)
             begin = _stacked([self._start(x, None, random_state) for x in X])
         else:
+            self._check_starts(starts, X)
             covariances = np.stack([families.compact(start, family) for start in starts])
             begin = Parameters(
                 np.stack([start.weights for start in starts]),
@@ -146,6 +152,7 @@ class GaussianMixture(MixtureByEM):
         samples = self._framed(X, None)
         ended = last(self._lockstep(samples, samples.frame.inward(begin)))
         shown = self._outward(samples.frame, ended.parameters)
+        self.__dict__.pop("_stepwise", None)
         models = [copy(self) for _ in X]
         for i, model in enumerate(models):
             model._show(ended.run(i), _nth(shown, i), samples.arrays.dtype)
@@ -153,13 +160,26 @@ class GaussianMixture(MixtureByEM):
             warnings.warn(NOT_CONVERGED, ConvergenceWarning, stacklevel=2)
         return models
 
+    def _check_starts(self, starts: Sequence[Mixture], X: FloatArray) -> None:
+        if len(starts) != len(X):
+            raise ValueError(f"expected {len(X)} starts, one for each dataset, got {len(starts)}")
+        shape = (self.n_components, X.shape[-1])
+        for i, start in enumerate(starts):
+            if start.means.shape != shape:
+                raise ValueError(
+                    f"expected means of shape (n_components, n_features) = {shape} in every start, "
+                    f"got {start.means.shape} in start {i}"
+                )
+
     def partial_fit(
         self, X: FloatArray, y: None = None, sample_weight: FloatArray | None = None
     ) -> Self:
-        """Take one step of stepwise EM with a batch of samples; begin with the first batch.
+        """Take one step of stepwise EM with a batch of samples.
 
         Statistics of the batch enter a running average with step size (t + 2)^-0.6, and the
-        mixture follows from the average. ``lower_bound_`` is the batch's log-likelihood before.
+        mixture follows from the average. It begins with the mixture that was fitted before, if
+        any, and else with a start from the first batch. ``lower_bound_`` is the batch's
+        log-likelihood before.
 
         Args:
             X: A batch, (n_samples, n_features) [u]; the first one must not be smaller than
@@ -171,22 +191,24 @@ class GaussianMixture(MixtureByEM):
             Cappe and Moulines (2009), On-line expectation-maximization algorithm for latent data
             models.
         """
-        first = not hasattr(self, "_stepwise")
-        X, sample_weight = self._validated(X, sample_weight, reset=first)
+        known, first = hasattr(self, "converged_"), not hasattr(self, "_stepwise")
+        X, sample_weight = self._validated(X, sample_weight, reset=not known)
         family = FAMILIES[self.covariance_type]
         if first:
             samples = self._framed(X, sample_weight)
-            known = hasattr(self, "converged_")
             random_state = check_random_state(self.random_state)
             start = self._parameters() if known else self._start(X, sample_weight, random_state)
             run = Run(samples.frame.inward(start))
+            average = samples.expected(run.parameters, self.reg_covar).averaged()
         else:
             run, average, frame = self._stepwise
             arrays = Arrays.on(self._device(), X.dtype.name)
             samples = Samples.within(frame, arrays, X, sample_weight)
         statistics = samples.e_step(run.parameters)
-        batch, step = statistics.averaged(), (run.n_iter + 2) ** -FORGETTING
-        average = batch if first else family.combine(average.scaled(1 - step), batch, step)
+        # About the means of now: a sum about those of the beginning would lose its digits.
+        step = 1.0 if not known else (run.n_iter + 2) ** -FORGETTING
+        batch = statistics.averaged().scaled(step)
+        average = family.combine(batch, average, 1 - step)
         parameters = samples.m_step(average, run.parameters, self.reg_covar)
         run = run.after(float(statistics.log_likelihood), parameters, self.tol)
         self._stepwise: tuple[Run, Statistics, Frame] = run, average, samples.frame
@@ -210,7 +232,6 @@ class GaussianMixture(MixtureByEM):
         for runs in self._lockstep(samples, _stacked([run.parameters for run in starts])):
             best = runs.run(int(runs.lower_bounds[-1].argmax()))
             yield best
-        self._warn_unless_converged(best)
 
     def _lockstep(self, samples: Samples, start: Parameters) -> Iterator[Runs]:
         """All runs at their starts and after every iteration; those that converged rest."""

@@ -17,6 +17,8 @@ from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.mixture._base import BaseMixture
 from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
 
+from embench.models.engine.family import COUNT_FLOOR
+from embench.models.engine.linalg import inverse_factors
 from embench.types import FloatArray, Mixture
 
 
@@ -81,7 +83,8 @@ def start_params(start: Mixture, covariance_type: str) -> dict[str, Any]:
     return {
         "weights_init": start.weights,
         "means_init": start.means,
-        "precisions_init": np.linalg.inv(covariances) if matrices else 1.0 / covariances,
+        # From a factor: symmetric to the last digit, and right where a matrix is ill-conditioned.
+        "precisions_init": _squared(inverse_factors(covariances)) if matrices else 1 / covariances,
     }
 
 
@@ -104,6 +107,11 @@ def _initialise_weighted(
         _, chosen = kmeans_plusplus(X, K, random_state=random_state, sample_weight=sample_weight)
         resp[chosen, np.arange(K)] = 1
     else:
+        if np.count_nonzero(shares) < K:
+            raise ValueError(
+                f"expected at least n_components = {K} samples of positive weight, got "
+                f"{np.count_nonzero(shares)}"
+            )
         resp[random_state.choice(n_samples, K, replace=False, p=shares), np.arange(K)] = 1
     resp *= sample_weight[:, None].astype(X.dtype)
     if model.covariance_type == "tied" and model.precisions_init is None:
@@ -118,7 +126,7 @@ def _initialise_weighted_tied(
     model: BaseMixture, X: FloatArray, resp: FloatArray, sample_weight: FloatArray
 ) -> None:
     """The same for a tied covariance, where scikit-learn's sum takes every sample to count once."""
-    counts = resp.sum(axis=0)
+    counts = resp.sum(axis=0) + COUNT_FLOOR
     means = resp.T @ X / counts[:, None]
     scatter = (X * sample_weight[:, None]).T @ X - (counts[:, None] * means).T @ means
     model.weights_ = counts if model.weights_init is None else model.weights_init
@@ -130,8 +138,12 @@ def _initialise_weighted_tied(
 def precisions(precisions_cholesky: FloatArray, covariance_type: str) -> FloatArray:
     """Inverse covariances [u^-2] of their factors, in the family's shape."""
     if covariance_type in ("full", "tied"):
-        return precisions_cholesky @ precisions_cholesky.swapaxes(-1, -2)
+        return _squared(precisions_cholesky)
     return np.square(precisions_cholesky)
+
+
+def _squared(factors: FloatArray) -> FloatArray:
+    return factors @ factors.swapaxes(-1, -2)
 
 
 def _covariances(precisions_cholesky: FloatArray, covariance_type: str) -> FloatArray:

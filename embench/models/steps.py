@@ -144,13 +144,7 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
         samples, runs = self._fitting(X, sample_weight)
         run = last(runs)
         self._expose(run, samples.frame, samples.arrays.dtype)
-        if samples.blur(run.parameters) > BLUR:
-            warnings.warn(
-                f"{samples.arrays.dtype} does not resolve components this tight in data this wide: "
-                "use dtype='float64'",
-                engine.PrecisionWarning,
-                stacklevel=2,
-            )
+        self._warn(run, samples)
         return self
 
     def fit_predict(
@@ -169,6 +163,7 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
         for done, run in enumerate(runs):
             self._expose(run, samples.frame, samples.arrays.dtype)
             yield done
+        self._warn(run, samples)
 
     def score(self, X: FloatArray, y: None = None) -> float:
         """Mean log-likelihood per sample [nat] of an array, or of anything that `fit` reads."""
@@ -234,8 +229,6 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
                 yield shown
             self._print_verbose_msg_init_end(run.lower_bound, run.converged)
             best = shown
-        assert best
-        self._warn_unless_converged(best)
 
     def _iterated(
         self, samples: Samples, run: Run, random_state: np.random.RandomState
@@ -249,10 +242,17 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
             self._print_verbose_msg_iter_end(run.n_iter, run.lower_bound - before)
             yield run
 
-    def _warn_unless_converged(self, best: Run) -> None:
-        """Warn of the best run unless it converged, in scikit-learn's words."""
-        if not best.converged and self.max_iter > 0:
-            warnings.warn(NOT_CONVERGED, ConvergenceWarning, stacklevel=2)
+    def _warn(self, run: Run, samples: Samples) -> None:
+        """Tell the caller of `fit` or `iter_fit` what is to be known of its end."""
+        if not run.converged and self.max_iter > 0:
+            warnings.warn(NOT_CONVERGED, ConvergenceWarning, stacklevel=3)
+        if samples.blur(run.parameters) > BLUR:
+            warnings.warn(
+                f"{samples.arrays.dtype} does not resolve components this tight in data this wide: "
+                "use dtype='float64'",
+                engine.PrecisionWarning,
+                stacklevel=3,
+            )
 
     def _start(
         self,
@@ -360,14 +360,19 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
 
     def _estimate_weighted_log_prob(self, X: FloatArray, xp: Any = None) -> FloatArray:
         """Log-joint (n_samples, n_components): what scikit-learn's score and predict build on."""
+        dtype = self._precision_for(X)
         joint = engine.log_joint(
             X,
             self._parameters(),
             FAMILIES[self.covariance_type],
-            dtype=np.asarray(X).dtype.name,
+            dtype=dtype,
             device=self._device(),
         )
-        return joint.T.astype(X.dtype, copy=False)
+        return joint.T.astype(dtype, copy=False)
+
+    def _precision_for(self, X: FloatArray) -> str:
+        """The wider one of X's and the model's; whole numbers are float64."""
+        return "float32" if X.dtype == self.means_.dtype == np.float32 else "float64"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Make the constructor's signature whole: a variant's own names only what it adds."""

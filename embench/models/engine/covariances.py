@@ -30,6 +30,7 @@ class Full(Family):
     """One covariance matrix per component."""
 
     own_dimensions = 2
+    has_pairs = True
 
     def n_products(self, n_features: int) -> int:
         return n_features * (n_features + 1) // 2 + n_features + 1
@@ -86,6 +87,8 @@ class Full(Family):
         return n_components * n_features * (n_features + 1) // 2
 
     def unit(self, covariance: FloatArray) -> FloatArray:
+        if not np.isfinite(covariance).all():
+            raise IllDefinedCovariance(f"the data are too large for {covariance.dtype}: scale them")
         variances = _positive(covariance.diagonal(0, -2, -1))
         padding = variances[..., None] * np.eye(variances.shape[-1])
         ridge = RIDGE
@@ -113,6 +116,9 @@ class Tied(Full):
     products are Y itself. Log-joints of the fast pass lack it; its sum over samples follows from
     the second moments of all samples, which never change.
     """
+
+    is_shared = True
+    has_pairs = False
 
     @property
     def complete(self) -> Family:
@@ -173,6 +179,8 @@ class Tied(Full):
 
 class CompleteTied(Tied):
     """`Tied` with the quadratic term in its log-joints: products as in `Full`."""
+
+    has_pairs = True
 
     def n_products(self, n_features: int) -> int:
         return Full.n_products(self, n_features)

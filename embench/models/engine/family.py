@@ -98,6 +98,12 @@ class Family(ABC):
     own_dimensions: ClassVar[int]
     """Dimensions of one covariance: 2 for a matrix, 1 for variances, 0 for a variance."""
 
+    is_shared: ClassVar[bool] = False
+    """Whether all components have the same covariance."""
+
+    has_pairs: ClassVar[bool] = False
+    """Whether the products are of all pairs of features."""
+
     @abstractmethod
     def n_products(self, n_features: int) -> int:
         """Number of products of features that a log-joint is linear in."""
@@ -184,6 +190,11 @@ class Family(ABC):
         """Set the covariances of ``empty`` components to zero, where each has its own."""
         covariances[empty] = 0
 
+    def per_covariance(self, counts: FloatArray) -> FloatArray:
+        """Counts [..., K] in a shape that multiplies covariances: their sum where one is shared."""
+        counts = counts.sum(-1) if self.is_shared else counts
+        return counts.reshape(*counts.shape, *[1] * self.own_dimensions)
+
     def constant(self, parameters: Parameters, log_scale: FloatArray) -> FloatArray:
         """Log-joint at the mean, [..., K] [nat]; ``log_scale`` [...] is that of the frame."""
         n_features = parameters.means.shape[-1]
@@ -223,10 +234,12 @@ class Family(ABC):
             IllDefinedCovariance: A new covariance is not positive definite, and it is not to be
                 mended, or ``regularisation`` is zero.
         """
-        counts = statistics.counts + COUNT_FLOOR
+        # Relative to the samples where their weights sum to less than one of them.
+        floor = COUNT_FLOOR * min(1.0, float(np.max(statistics.n_samples)))
+        counts = statistics.counts + floor
         shift = statistics.firsts / counts[..., None]
         covariances = self.covariances(statistics.seconds, counts, shift)
-        empty = statistics.counts <= COUNT_FLOOR
+        empty = statistics.counts <= floor
         if empty.any():
             shift[empty] = (previous.means - statistics.about)[empty]
             self.collapse(covariances, empty)

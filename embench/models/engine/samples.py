@@ -121,21 +121,24 @@ class Samples:
         )
 
     def em_step(
-        self, parameters: Parameters, reg_covar: float = 1e-6
+        self,
+        parameters: Parameters,
+        reg_covar: float = 1e-6,
+        posterior: Posterior = softmax,
     ) -> tuple[FloatArray, Parameters]:
         """Mean log-likelihood [nat] of ``parameters``, and the parameters after one EM step.
 
         Moments by products of a component that has just become tight lack the digits that it now
         needs; those are taken again, exactly. From then on they are exact in the first place.
         """
-        statistics = self.e_step(parameters)
+        statistics = self.e_step(parameters, posterior)
         try:
             fitted = self.m_step(statistics, parameters, reg_covar, mend=False)
             blurred = self.risky(fitted) & ~statistics.about.any(-1)
         except IllDefinedCovariance:
             blurred = np.ones(parameters.weights.shape, dtype=bool)
         if blurred.any():
-            statistics = self.e_step(parameters, exact=blurred)
+            statistics = self.e_step(parameters, posterior, exact=blurred)
             fitted = self.m_step(statistics, parameters, reg_covar)
         return statistics.log_likelihood, fitted
 
@@ -167,10 +170,10 @@ class Samples:
             exact: Components [..., K] that must not be expanded, beside those that are risky.
         """
         family = self.family if posterior is softmax else self.family.complete
-        risky = self.risky(parameters)
-        one_pass = _Pass(
-            self, family, parameters, posterior, risky if exact is None else risky | exact
-        )
+        risky = self.risky(parameters) if exact is None else self.risky(parameters) | exact
+        if family.is_shared and risky.any():
+            risky = np.ones_like(risky)  # one sum of second moments for all: about one point each
+        one_pass = _Pass(self, family, parameters, posterior, risky)
         statistics = one_pass.statistics()
         self.sparse = one_pass.counting < SPARSE * self.n_samples * parameters.weights.size
         return statistics
@@ -193,6 +196,21 @@ class Samples:
             risky = self.cancellation(parameters) > CANCELLATION[self.arrays.dtype]
             self._risky = parameters, risky
         return self._risky[1]
+
+    def expected(self, parameters: Parameters, reg_covar: float) -> Statistics:
+        """What as many samples of the mixture itself are expected to give, but for the
+        log-likelihood: the statistics of which `m_step` makes just these parameters."""
+        n_samples = self.total_weight
+        counts = n_samples * parameters.weights
+        covariances = parameters.covariances - self.frame.regularisation(reg_covar)
+        return Statistics(
+            np.zeros(parameters.weights.shape[:-1]),
+            counts,
+            np.zeros_like(parameters.means),
+            covariances * self.family.per_covariance(counts),
+            n_samples,
+            parameters.means,
+        )
 
     def log_joint(self, parameters: Parameters) -> FloatArray:
         """Log of weight times density of the samples of one problem, [..., K, n_samples] [nat]."""
@@ -265,15 +283,15 @@ class _Pass:
         self.exact = Exact(samples.arrays, samples.family, parameters, samples.frame.log_scale)
         self.shape = parameters.weights.shape
         self.expands = not risky.all()
-        self.prunes = samples.sparse and len(self.shape) == 1 and self.expands
+        # Nothing to gain where products are few or samples serve many runs.
+        self.may_prune = (
+            family.has_pairs and samples.n_features >= SPARSE_FROM and len(self.shape) == 1
+        )
+        self.prunes = self.may_prune and samples.sparse and self.expands
         self.risky = _indices(risky)
         self.by_moments = _indices(np.ones_like(risky)) if self.prunes else self.risky
         self.moments: dict[tuple[int, ...], tuple[FloatArray, FloatArray, FloatArray]] = {}
         self.total = np.zeros(self.shape[:-1])
-        self.may_prune = len(self.shape) == 1 and samples.n_features >= SPARSE_FROM
-        self.may_prune &= (
-            family.n_products(samples.n_features) > SPARSE_FROM * samples.n_features / 2
-        )
         self.counting = 0.0 if self.may_prune else math.inf
 
     def statistics(self) -> Statistics:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from sklearn.utils._param_validation import Interval
 
-from embench.models.engine import IllDefinedCovariance, Parameters, Samples, Statistics
+from embench.models.engine import IllDefinedCovariance, Parameters, Samples
 from embench.models.steps import MixtureByEM, Run
 from embench.models.variants.coordinates import to_parameters, to_vector
 from embench.types import FloatArray
@@ -284,7 +284,7 @@ class NaturalGradientEM(AcceleratedEM):
         while True:
             self.n_evaluations_ += 1
             found = samples.e_step(parameters)
-            old = _expectations(samples, parameters, found, self.reg_covar)
+            old = samples.expected(parameters, self.reg_covar)
             mixed = samples.family.combine(found.scaled(self.step), old, 1 - self.step)
             parameters = samples.m_step(mixed, parameters, self.reg_covar)
             yield float(found.log_likelihood), parameters
@@ -302,21 +302,3 @@ def _jump(changes: deque[tuple[FloatArray, FloatArray]], change: FloatArray) -> 
     coefficients = np.linalg.lstsq(dF, change, rcond=INDEPENDENT)[0]
     jump = -(dX + dF) @ coefficients
     return jump if (change + jump) @ change >= 0 else -jump
-
-
-def _expectations(
-    samples: Samples, parameters: Parameters, like: Statistics, reg_covar: float
-) -> Statistics:
-    """The statistics of which an M-step makes just these parameters."""
-    counts, dimensions = like.n_samples * parameters.weights, samples.family.own_dimensions
-    covariances = parameters.covariances - samples.frame.regularisation(reg_covar)
-    shared = covariances.ndim == dimensions
-    mass = like.n_samples if shared else counts.reshape(-1, *[1] * dimensions)
-    return Statistics(
-        np.zeros(()),
-        counts,
-        np.zeros_like(parameters.means),
-        mass * covariances,
-        like.n_samples,
-        parameters.means,
-    )

@@ -42,9 +42,8 @@ class HardEM(MixtureByEM):
         self, samples: Samples, parameters: Parameters, random_state: np.random.RandomState
     ) -> Iterator[tuple[float, Parameters]]:
         while True:
-            statistics = samples.e_step(parameters, hardmax)
-            parameters = samples.m_step(statistics, parameters, self.reg_covar)
-            yield float(statistics.log_likelihood), parameters
+            log_likelihood, parameters = samples.em_step(parameters, self.reg_covar, hardmax)
+            yield float(log_likelihood), parameters
 
 
 def hardmax(log_joint: Any, xp: Any) -> tuple[Any, Any]:

@@ -131,11 +131,8 @@ def _mode(
     both = family.combine(statistics, _pseudo(prior, statistics, family))
     shift = both.firsts / both.counts[:, None]
     covariances = family.covariances(both.seconds, both.counts, shift)
-    if covariances.ndim == family.own_dimensions:
-        ratio = both.counts.sum() / (statistics.counts.sum() + prior.covariance_counts)
-    else:
-        ratio = both.counts / (statistics.counts + prior.covariance_counts)
-        ratio = ratio.reshape(-1, *[1] * family.own_dimensions)
+    own_counts = family.per_covariance(statistics.counts) + prior.covariance_counts
+    ratio = family.per_covariance(both.counts) / own_counts
     covariances = ratio * covariances + regularisation
     weights = statistics.counts + prior.weight_counts + COUNT_FLOOR
     means = both.about + shift

@@ -126,7 +126,7 @@ class FigueiredoJainEM(MixtureByEM):
                     parameters.weights[:] /= parameters.weights.sum()
                 log_prob[k] = self._update(samples, parameters, k, resp[k])
                 k += 1
-            if _is_shared(samples, parameters):
+            if samples.family.is_shared:
                 _, after = samples.em_step(parameters, self.reg_covar)
                 parameters = after._replace(weights=parameters.weights)
             yield -length / float(samples.total_weight), parameters
@@ -146,7 +146,7 @@ class FigueiredoJainEM(MixtureByEM):
         before = _some(samples, parameters, np.array([k]))
         _, after = own.em_step(before, self.reg_covar)
         parameters.means[k] = after.means[0]
-        if not _is_shared(samples, parameters):
+        if not samples.family.is_shared:
             parameters.covariances[k] = after.covariances[0]
             parameters.precisions_cholesky[k] = after.precisions_cholesky[0]
         return samples.log_joint(_some(samples, parameters, np.array([k])))[0]
@@ -180,15 +180,10 @@ def _own_parameters(samples: Samples) -> int:
     return samples.n_features + two - one
 
 
-def _is_shared(samples: Samples, parameters: Parameters) -> bool:
-    """Whether all components have the same covariance."""
-    return parameters.covariances.ndim == samples.family.own_dimensions
-
-
 def _some(samples: Samples, parameters: Parameters, components: IntArray) -> Parameters:
     """A mixture of some of the components."""
     weights, means, *shapes = parameters
-    if not _is_shared(samples, parameters):
+    if not samples.family.is_shared:
         shapes = [part[components] for part in shapes]
     kept = weights[components]
     return Parameters(kept / kept.sum(), means[components], *shapes)

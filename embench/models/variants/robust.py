@@ -152,7 +152,7 @@ class StudentTEM(_RobustMixture):
         parameters, family = self._parameters(), FAMILIES[self.covariance_type]
         unweighted = parameters._replace(weights=np.ones_like(parameters.weights))
         log_prob = engine.log_joint(
-            X, unweighted, family, dtype=np.asarray(X).dtype.name, device=self._device()
+            X, unweighted, family, dtype=self._precision_for(X), device=self._device()
         )
         peaks = family.constant(unweighted, np.zeros(()))
         distance = _squared_distance(log_prob, peaks[:, None])

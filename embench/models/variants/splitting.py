@@ -168,7 +168,7 @@ def _merged_and_split(
     weights, means, covariances, _ = parameters
     pair = weights[[i, j]] / weights[[i, j]].sum()
     step = _deviation(samples, parameters, k, random_state.standard_normal(samples.n_features))
-    if not _is_shared(samples, parameters):
+    if not samples.family.is_shared:
         merged = np.tensordot(pair, covariances[[i, j]], axes=1)
         covariances = np.stack([merged, covariances[k], covariances[k]])
     three = np.array([weights[i] + weights[j], weights[k] / 2, weights[k] / 2])
@@ -193,12 +193,7 @@ def _put_back(
     whole, three = Parameters(*(part.copy() for part in parameters)), list(triple)
     whole.weights[three] = partial.weights * parameters.weights[three].sum()
     whole.means[three] = partial.means
-    if not _is_shared(samples, parameters):
+    if not samples.family.is_shared:
         whole.covariances[three] = partial.covariances
         whole.precisions_cholesky[three] = partial.precisions_cholesky
     return whole
-
-
-def _is_shared(samples: Samples, parameters: Parameters) -> bool:
-    """Whether all components have the same covariance."""
-    return parameters.covariances.ndim == samples.family.own_dimensions

@@ -26,7 +26,6 @@ from sklearn.utils._param_validation import Interval
 
 from embench.models.em import FORGETTING
 from embench.models.engine import (
-    Family,
     IllDefinedCovariance,
     Parameters,
     Samples,
@@ -34,7 +33,6 @@ from embench.models.engine import (
     softmax,
 )
 from embench.models.steps import MixtureByEM
-from embench.types import FloatArray
 
 BATCH_SIZE = 256
 """Samples per batch: enough that the kernels, not the calls, take the time."""
@@ -70,14 +68,16 @@ class StochasticEM(MixtureByEM):
         [1.0, 10.0]
     """
 
+    # Workers elsewhere would draw from copies of the random state.
+    in_memory = True
+
     def _steps(
         self, samples: Samples, parameters: Parameters, random_state: np.random.RandomState
     ) -> Iterator[tuple[float, Parameters]]:
         posterior = partial(_drawn, arrays=samples.arrays, random_state=random_state)
         while True:
-            statistics = samples.e_step(parameters, posterior)
-            parameters = samples.m_step(statistics, parameters, self.reg_covar)
-            yield float(statistics.log_likelihood), parameters
+            log_likelihood, parameters = samples.em_step(parameters, self.reg_covar, posterior)
+            yield float(log_likelihood), parameters
 
 
 class IncrementalEM(MixtureByEM):
@@ -329,7 +329,7 @@ def _stepwise(
     random_state: np.random.RandomState,
 ) -> Iterator[tuple[float, Parameters]]:
     """A running average of the statistics of batches, each with the next of the step sizes."""
-    average = _expected(samples, parameters)
+    average = samples.expected(parameters, reg_covar)
     while True:
         total = 0.0
         for batch in _batches(samples, batch_size, random_state):
@@ -376,27 +376,3 @@ def _averaged(
     statistics = batch.e_step(parameters)
     share = statistics.scaled(step * samples.n_samples / batch.n_samples)
     return statistics, samples.family.combine(share, average, 1 - step)
-
-
-def _expected(samples: Samples, parameters: Parameters) -> Statistics:
-    """What as many samples of the mixture itself are expected to give: its M-step is the mixture.
-
-    The log-likelihood is left out.
-    """
-    n_samples = np.asarray(samples.total_weight)
-    counts = n_samples * parameters.weights
-    return Statistics(
-        np.zeros(()),
-        counts,
-        np.zeros_like(parameters.means),
-        parameters.covariances * _each(counts, samples.family, parameters),
-        n_samples,
-        parameters.means,
-    )
-
-
-def _each(counts: FloatArray, family: Family, parameters: Parameters) -> FloatArray:
-    """Counts [K] in a shape that multiplies covariances, their sum where all share one."""
-    if parameters.covariances.ndim == family.own_dimensions:
-        return counts.sum()
-    return counts.reshape(-1, *[1] * family.own_dimensions)

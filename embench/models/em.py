@@ -131,11 +131,12 @@ class GaussianMixture(MixtureByEM):
         if self.n_init != 1:
             raise ValueError(f"fit_many makes one start for each dataset, got n_init={self.n_init}")
         flat, _ = self._validated(X.reshape(-1, X.shape[-1]), None)
-        X = flat.reshape(X.shape)
-        if X.shape[1] < self.n_components:
+        n_problems, n_samples, n_features = X.shape
+        X = flat.reshape(n_problems, n_samples, n_features)
+        if n_samples < self.n_components:
             raise ValueError(
                 f"Expected n_samples >= n_components but got n_components = {self.n_components}, "
-                f"n_samples = {X.shape[1]} in each dataset"
+                f"n_samples = {n_samples} in each dataset"
             )
         if starts is None:
             random_state = check_random_state(self.random_state)

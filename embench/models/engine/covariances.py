@@ -57,7 +57,7 @@ class Full(Family):
         return sums[..., places].reshape(*sums.shape[:-1], n_features, n_features)
 
     def whiten(self, Z: Any, precisions_cholesky: Any) -> Any:
-        return precisions_cholesky.swapaxes(-1, -2) @ Z
+        return linalg.transposed_product(precisions_cholesky, Z)
 
     def scatter(self, Z: Any) -> Any:
         return Z @ Z.swapaxes(-1, -2)
@@ -227,7 +227,8 @@ class Diag(Family):
         return sums[..., :n_features]
 
     def whiten(self, Z: Any, precisions_cholesky: Any) -> Any:
-        return Z * precisions_cholesky[..., None]
+        Z *= precisions_cholesky[..., None]
+        return Z
 
     def scatter(self, Z: Any) -> Any:
         return (Z * Z).sum(-1)
@@ -288,7 +289,8 @@ class Spherical(Diag):
         return sums[..., 0] / n_features
 
     def whiten(self, Z: Any, precisions_cholesky: Any) -> Any:
-        return Z * precisions_cholesky[..., None, None]
+        Z *= precisions_cholesky[..., None, None]
+        return Z
 
     def scatter(self, Z: Any) -> Any:
         return super().scatter(Z).sum(-1) / Z.shape[-2]

@@ -122,7 +122,7 @@ class Family(ABC):
 
     @abstractmethod
     def whiten(self, Z: Any, precisions_cholesky: Any) -> Any:
-        """Z = y - mean [D, n] of one component in units of standard deviations."""
+        """Z = y - mean [D, n] of one component in units of standard deviations; overwrites Z."""
 
     @abstractmethod
     def scatter(self, Z: Any) -> Any:

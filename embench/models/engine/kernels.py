@@ -90,7 +90,9 @@ class Exact:
         return to_numpy(count), to_numpy(first), to_numpy(self.family.scatter(Z))
 
     def _centred(self, index: tuple[int, ...], Y: Any) -> Any:
-        return Y - self.arrays.of(self.parameters.means[index])[:, None]
+        mean = self.arrays.of(self.parameters.means[index])
+        out = self.arrays.scratch("centred", *Y.shape)
+        return self.arrays.xp.subtract(Y, mean[:, None], out=out)
 
     def log_joint(self, Y: Any) -> FloatArray:
         """Of samples [D, n] and all components, [..., K, n] [nat]."""

@@ -108,9 +108,9 @@ def _log_prior(prior: _Prior, parameters: Parameters, family: Family) -> float:
     """Log-density of the prior but for its constant [nat]."""
     K, D = parameters.means.shape
     factors = parameters.precisions_cholesky
+    columns = parameters.means[:, :, None].copy()
     distances = sum(
-        np.square(family.whiten(parameters.means[k][:, None], family.own(factors, (k,)))).sum()
-        for k in range(K)
+        np.square(family.whiten(columns[k], family.own(factors, (k,)))).sum() for k in range(K)
     )
     return float(
         xlogy(prior.weight_counts, parameters.weights).sum()

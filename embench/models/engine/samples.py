@@ -41,7 +41,7 @@ SPARSE_FROM = 32
 """Features from which the M-step may leave negligible responsibilities out: below, picking samples
 costs more than multiplying them by nearly nothing."""
 
-PRODUCTS_PER_COMPONENT = 100
+PRODUCTS_PER_COMPONENT = 85
 """More products of features than this for each component that uses them cost more than they save:
 samples minus mean are then the faster way, too. Measured for 8 to 200 features."""
 

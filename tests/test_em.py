@@ -638,6 +638,8 @@ def test_many_datasets_find_starts_of_their_own():
             r"expected X of shape \(n_problems, .*, got \(10, 2\)",
         ),
         ((3, 10, 2), 2, "expected 3 starts, one for each dataset, got 2"),
+        ((3, 10, 4), 3, r"expected means of shape .* = \(2, 4\) in every start, got \(2, 2\)"),
+        ((3, 1, 2), None, "n_samples = 1 in each dataset"),
     ],
 )
 def test_many_datasets_of_a_wrong_shape_are_refused(shape, n_starts, words):
@@ -645,6 +647,60 @@ def test_many_datasets_of_a_wrong_shape_are_refused(shape, n_starts, words):
 
     with pytest.raises(ValueError, match=words):
         em(n_components=2).fit_many(np.zeros(shape), starts)
+
+
+def test_many_datasets_are_not_restarted():
+    with pytest.raises(ValueError, match="one start for each dataset, got n_init=3"):
+        em(n_components=2, n_init=3).fit_many(np.zeros((3, 10, 2)))
+
+
+def test_one_hard_dataset_leaves_the_digits_of_the_others_alone():
+    # The covariance of the second one is tight: its squares must not be expanded.
+    rng = np.random.default_rng(36)
+    start = random_mixture(rng, 2, 2, "tied")
+    broad = random_samples(rng, start, 80)
+    tight = Mixture(start.weights, 1e6 * start.means, start.covariances)
+    X = np.stack([broad, random_samples(rng, tight, 80)])
+    model = em(n_components=2, covariance_type="tied", max_iter=5)
+
+    for one, x, begin in zip(model.fit_many(X, [start, tight]), X, [start, tight], strict=True):
+        alone = clone(model).start_from(begin).fit(x)
+        assert_allclose(one.lower_bounds_, alone.lower_bounds_, rtol=1e-11)
+        assert_allclose(one.covariances_, alone.covariances_, rtol=1e-8)
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_a_given_start_keeps_its_digits_however_flat_it_is(covariance_type, blobs):
+    start = random_mixture(np.random.default_rng(37), 3, 3, covariance_type)
+    stretched = np.diag([1e2, 1.0, 1e-2]) if covariance_type != "spherical" else np.eye(3)
+    covariances = stretched @ start.covariances @ stretched
+    start = Mixture(start.weights, start.means, covariances)
+
+    begun = em(start, covariance_type=covariance_type, max_iter=0).fit(blobs.X_train)
+
+    assert_allclose(begun.mixture_.covariances, covariances, rtol=1e-6)
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_only_the_ratio_of_weights_of_samples_counts(covariance_type, blobs):
+    weights = np.random.default_rng(38).uniform(0.5, 2.0, len(blobs.X_train))
+    params = {"n_components": 3, "covariance_type": covariance_type, "max_iter": 10}
+    expected = em(**params).fit(blobs.X_train, sample_weight=weights)
+
+    faint = em(**params).fit(blobs.X_train, sample_weight=1e-12 * weights)
+
+    assert faint.lower_bound_ == pytest.approx(expected.lower_bound_, rel=1e-9)
+    assert_allclose(faint.covariances_, expected.covariances_, rtol=1e-6, atol=1e-9)
+
+
+def test_a_tied_start_may_have_a_component_without_samples():
+    X = np.repeat([[0.0, 0.0], [1.0, 2.0]], 20, axis=0)
+    params = {"covariance_type": "tied", "max_iter": 3, "reg_covar": 1e-3}
+
+    with pytest.warns(ConvergenceWarning, match="distinct clusters"):
+        model = em(n_components=3, **params).fit(X, sample_weight=np.ones(40))
+
+    assert np.isfinite(model.means_).all()
 
 
 def test_batches_one_after_another_lead_to_where_all_samples_lead():
@@ -681,6 +737,35 @@ def test_batches_go_on_from_a_fit_and_a_fit_forgets_them(blobs):
     assert_allclose(fitted.means_, before, atol=0.1)
     again = fitted.fit(blobs.X_train)
     assert_array_equal(again.means_, before)
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("n_samples", [1, 20])
+def test_a_few_samples_after_a_fit_move_it_a_little(n_samples, covariance_type, blobs):
+    fitted = em(n_components=4, covariance_type=covariance_type).fit(blobs.X_train)
+    before = fitted.mixture_
+    few = blobs.X_test[:n_samples]
+
+    fitted.partial_fit(few)
+
+    # The first step has size 2^-0.6: the rest of the average is the mixture that was there.
+    step = 2**-0.6
+    resp = gaussian.responsibilities(before, few).mean(axis=0)
+    assert_allclose(fitted.weights_, (1 - step) * before.weights + step * resp, rtol=1e-9)
+    with pytest.raises(ValueError, match=r"3 features|expecting 3"):
+        fitted.partial_fit(few[:, :2])
+
+
+def test_batches_far_from_the_origin_lose_no_digits():
+    data = make_dataset("blobs", seed=5, n_samples=1000, n_components=3, n_features=3)
+    near, far = (em(n_components=3, reg_covar=1e-6) for _ in range(2))
+
+    for batch in np.array_split(data.X_train, 5):
+        near.partial_fit(batch)
+        far.partial_fit(batch + 2.0**26)
+
+    assert_allclose(far.means_ - 2.0**26, near.means_, atol=1e-6)
+    assert_allclose(far.covariances_, near.covariances_, rtol=1e-5, atol=1e-6)
 
 
 def test_fewer_samples_than_features_are_fitted_with_a_warning_if_at_all():

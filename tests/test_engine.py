@@ -312,6 +312,25 @@ def test_many_starts_share_one_dataset(covariance_type, path):
             assert_allclose(batched[i], alone, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("n_components", [1, 2, 5])
+@every_family
+def test_products_of_features_and_samples_minus_mean_agree(
+    covariance_type, n_components, monkeypatch
+):
+    rng = np.random.default_rng(14)
+    mixture = random_mixture(rng, n_components, 20, covariance_type)
+    X = random_samples(rng, mixture, 500)
+    steps = []
+
+    for threshold in (0, 1000):
+        monkeypatch.setattr(samples_module, "PRODUCTS_PER_COMPONENT", threshold)
+        bound, stepped = step(X, mixture, covariance_type)
+        assert bound == pytest.approx(gaussian.log_likelihood(mixture, X), rel=1e-12)
+        steps.append(stepped)
+
+    assert_same(*steps)
+
+
 @pytest.mark.parametrize("chunk_bytes", [1, 5000, 2**30])
 @every_family
 def test_chunk_size_changes_no_result(covariance_type, chunk_bytes, path, monkeypatch):

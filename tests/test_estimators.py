@@ -35,6 +35,9 @@ DENSITIES = ("student-t-em", "noise-em")
 
 MIXTURES = [variant for variant in VARIANTS if variant not in DENSITIES]
 
+OWN = [variant for variant in VARIANTS if not variant.startswith("sklearn-")]
+"""Without scikit-learn's own, whose log-densities are cut to integers where X has integers."""
+
 EXACT = 1e-9
 """How far a model's own float64 numbers may be from the judge's [nat]."""
 
@@ -149,6 +152,16 @@ def test_predict_is_the_largest_responsibility(variant, data):
     assert resp.shape == (200, 3)
     assert_allclose(resp.sum(axis=1), 1.0, atol=1e-5 if "float32" in variant else 1e-12)
     assert_array_equal(model.predict(data.X_test), resp.argmax(axis=1))
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float16", "bool"])
+@pytest.mark.parametrize("variant", OWN)
+def test_samples_of_any_dtype_score_as_the_numbers_that_they_are(variant, dtype, data):
+    model = make(variant, n_components=2).fit(data.X_train)
+    X = data.X_test.astype(dtype)
+
+    assert model.score(X) == pytest.approx(model.score(X.astype(float)), abs=tolerance(variant))
+    assert_array_equal(model.predict(X), model.predict(X.astype(float)))
 
 
 @pytest.mark.parametrize("variant", MIXTURES)

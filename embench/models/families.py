@@ -97,6 +97,7 @@ def _initialise_weighted(
     """scikit-learn's starts for samples that do not all count the same."""
     n_samples, K = len(X), model.n_components
     shares = sample_weight / sample_weight.sum()
+    sample_weight = n_samples * shares  # scikit-learn's floors take a sample to count about 1
     resp = np.zeros((n_samples, K), dtype=X.dtype)
     if model.init_params == "random":
         resp += random_state.dirichlet(np.ones(K), size=n_samples)

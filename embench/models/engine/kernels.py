@@ -52,12 +52,15 @@ def log_joints(factors: Any, products: Any, out: Any, arrays: Arrays) -> None:
     out[...] = transposed.T
 
 
-def moments(resp: Any, products: Any, xp: Any) -> Any:
+def moments(resp: Any, products: Any, arrays: Arrays) -> Any:
     """``resp @ products'``, [..., rows, n_products]."""
-    if resp.shape[-2] > FEW_ROWS:
+    n_rows, n_products = resp.shape[-2], products.shape[-2]
+    if n_rows > FEW_ROWS:
         return resp @ products.swapaxes(-1, -2)
-    rows = [products @ resp[..., k, :, None] for k in range(resp.shape[-2])]
-    return xp.stack([row[..., 0] for row in rows], -2)
+    found = arrays.empty(*resp.shape[:-2], n_rows, n_products)
+    for k in range(n_rows):
+        found[..., k, :] = (products @ resp[..., k, :, None])[..., 0]
+    return found
 
 
 class Exact:

@@ -138,7 +138,9 @@ class Samples:
         statistics = self.e_step(parameters, posterior)
         try:
             fitted = self.m_step(statistics, parameters, reg_covar, mend=False)
-            blurred = self.risky(fitted) & ~statistics.about.any(-1)
+            blurred = self.risky(fitted)
+            if blurred.any():
+                blurred = blurred & ~statistics.about.any(-1)
         except IllDefinedCovariance:
             blurred = np.ones(parameters.weights.shape, dtype=bool)
         if blurred.any():
@@ -186,9 +188,8 @@ class Samples:
     def cancellation(self, parameters: Parameters) -> FloatArray:
         """Bound [nat] on the error of a log-joint whose square is expanded, [..., K]."""
         trace = self.family.trace_of_precision(parameters.precisions_cholesky, self.n_features)
-        return np.broadcast_to(
-            self.arrays.eps * self.radius_squared * trace, parameters.weights.shape
-        )
+        bound = self.arrays.eps * self.radius_squared * trace
+        return np.broadcast_to(bound, parameters.weights.shape) if self.family.is_shared else bound
 
     def blur(self, parameters: Parameters) -> float:
         """How far rounding moves the farthest sample, in deviations of the tightest component."""
@@ -318,7 +319,7 @@ class _Pass:
                 self.counting += float((resp > NEGLIGIBLE * self.arrays.eps).sum())
             if self.expands and not self.prunes:
                 flat = resp.reshape(*products.shape[:-2], -1, products.shape[-1])
-                self.sums[problems] += to_numpy(moments(flat, products, self.arrays.xp))
+                self.sums[problems] += to_numpy(moments(flat, products, self.arrays))
             for index, here in _within(self.by_moments, problems):
                 self._add_moments(index, self._rows_of(index, rows), resp[here])
         return self._collected()

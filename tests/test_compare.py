@@ -15,6 +15,7 @@ from embench import store
 from embench.comparing.compare import Comparison, compare
 from embench.comparing.frames import BEST, TRUTH
 from embench.comparing.tables import recommendation, sentences
+from embench.comparing.words import overall_sentence
 from embench.metrics import METRICS
 from embench.types import InputError, Record, Spec
 
@@ -359,6 +360,16 @@ def test_the_overall_line_is_the_geometric_mean_over_datasets() -> None:
     assert found["em"].n_datasets == 3
     assert found["em"].nll == {"same": 3}
     assert found["em:covariance_type=diag"].nll == {"worse": 3}
+
+
+@pytest.mark.parametrize(("n_datasets", "interval"), [(2, ""), (3, " [3.0, 3.0]")])
+def test_two_datasets_give_no_interval_over_datasets(n_datasets, interval) -> None:
+    records = frame(make_records(noise=0, tracks=["default"]))
+    some = records[records["dataset"].isin(records["dataset"].unique()[:n_datasets])]
+
+    lines = [overall_sentence(item) for item in compare(some).overall]
+
+    assert any(f"over {n_datasets} datasets: 3.0 times faster{interval};" in line for line in lines)
 
 
 def test_reading_imports_no_torch_and_no_sklearn() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy import integrate, stats
 from scipy.special import logsumexp
 from strategies import covariance_types, law, problems, random_mixture
@@ -286,6 +286,27 @@ def test_samples_follow_the_mixture_and_its_noise():
         own = drawn[labels == k]
         assert_allclose(own.mean(axis=0), fitted.means_[k], atol=0.3)
         assert_allclose(np.cov(own.T), fitted.covariances_[k], atol=0.3)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-9, 1e-12])
+def test_where_all_is_noise_the_numbers_stay_finite(scale):
+    # Regularisation that is large beside the data makes every component wider than the noise.
+    X = scale * np.random.default_rng(20).standard_normal((200, 2))
+
+    model = make_model("noise-em", n_components=2, random_state=0).fit(X)
+
+    assert np.isfinite([model.noise_weight_, *model.means_.ravel(), model.score(X)]).all()
+    assert model.noise_weight_ == pytest.approx(1.0)
+
+
+def test_noise_bounds_the_samples_that_count():
+    X = np.random.default_rng(21).standard_normal((200, 2))
+    far = np.vstack([X, [[1e6, 1e6]]])
+    weights = np.r_[np.ones(200), 0.0]
+
+    model = make_model("noise-em", random_state=0).fit(far, sample_weight=weights)
+
+    assert_array_equal(model.noise_box_, [X.min(axis=0), X.max(axis=0)])
 
 
 def test_a_feature_that_does_not_vary_is_refused_by_its_number():

@@ -276,6 +276,7 @@ def test_a_warm_start_goes_on(data, tmp_path):
     assert_allclose(model.means_, expected.means_, rtol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names")
 def test_samples_far_from_the_origin_lose_no_digits(place, tmp_path):
     near = np.round(make_dataset("blobs", seed=0).X_train * 2**20) / 2**20
     params = {"n_components": 3, "max_iter": 10}
@@ -286,6 +287,7 @@ def test_samples_far_from_the_origin_lose_no_digits(place, tmp_path):
     assert model.score(near + 2.0**26) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:X has feature names")
 @pytest.mark.usefixtures("small_chunks")
 def test_what_is_said_of_each_sample_is_that_in_memory(place, data, tmp_path):
     model = em(max_iter=5).fit(data.X_train)
@@ -296,6 +298,15 @@ def test_what_is_said_of_each_sample_is_that_in_memory(place, data, tmp_path):
 
     assert_array_equal(labels, model.predict(data.X_train))
     assert score == pytest.approx(gaussian.log_likelihood(model.mixture_, data.X_train), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["em", "student-t-em", "noise-em", "missing-em"])
+def test_who_was_fitted_in_memory_speaks_of_a_file_all_the_same(name, data, tmp_path):
+    model = make_model(name, n_components=2, random_state=0).fit(data.X_train)
+    path = saved(data.X_test, tmp_path / "x.npy")
+
+    for method in (model.score, model.score_samples, model.predict, model.predict_proba, model.bic):
+        assert_array_equal(method(path), method(data.X_test))
 
 
 # The start
@@ -311,6 +322,30 @@ def rows_for_a_start(X, folder, seed):
         sample_weight=np.arange(1.0, len(X) + 1),
     )
     return rows, weights
+
+
+@pytest.mark.filterwarnings("ignore:X has feature names")
+def test_information_criteria_are_those_in_memory(place, data, tmp_path):
+    model = em(max_iter=3).fit(data.X_train)
+    source = place(data.X_train, tmp_path)
+
+    criteria = model.bic(source), model.aic(source)
+
+    assert_allclose(criteria, (model.bic(data.X_train), model.aic(data.X_train)), rtol=1e-12)
+
+
+def test_names_of_features_are_kept_and_their_order_is_checked(data, tmp_path):
+    table = pd.DataFrame(data.X_train, columns=["depth", "width", "mass"])
+    table.to_parquet(path := tmp_path / "x.parquet")
+    table[["width", "depth", "mass"]].to_parquet(swapped := tmp_path / "y.parquet")
+
+    model = em(max_iter=3).fit(path)
+
+    assert list(model.feature_names_in_) == ["depth", "width", "mass"]
+    assert model.score(path) == pytest.approx(model.score(table), rel=1e-12)
+    for method in (model.score, model.predict):
+        with pytest.raises(ValueError, match="must be in the same order"):
+            method(swapped)
 
 
 def test_many_samples_give_a_start_made_of_some_drawn_uniformly(tmp_path, monkeypatch):

@@ -51,6 +51,9 @@ class Stream(ABC):
         ValueError: The data are not numbers in two dimensions, or none at all.
     """
 
+    columns: list[str] | None = None
+    """Names of the features, where they have some."""
+
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], asked: str) -> None:
         if len(shape) != 2:
             raise ValueError(

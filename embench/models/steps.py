@@ -173,6 +173,15 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
         """Log-density of each sample, (n_samples,) [nat]."""
         return streams.each_sample(super().score_samples, X)
 
+    def bic(self, X: FloatArray) -> float:
+        """Bayesian information criterion on X, lower is better (Schwarz, 1978)."""
+        n_samples = streams.length_of(X)
+        return float(-2 * self.score(X) * n_samples + self._n_parameters() * np.log(n_samples))
+
+    def aic(self, X: FloatArray) -> float:
+        """Akaike information criterion on X, lower is better (Akaike, 1974)."""
+        return -2 * self.score(X) * streams.length_of(X) + 2 * self._n_parameters()
+
     def predict(self, X: FloatArray) -> IntArray:
         """Most probable component of each sample, (n_samples,)."""
         return streams.each_sample(super().predict, X)

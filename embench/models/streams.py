@@ -15,6 +15,7 @@ from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from sklearn.utils.random import sample_without_replacement
 from sklearn.utils.validation import _check_sample_weight
 
@@ -103,15 +104,15 @@ def read(
     sample_weight: FloatArray | None = None,
     dtype: str = "auto",
     device: str = "cpu",
-) -> tuple[StreamedSamples, FloatArray, FloatArray | None]:
+) -> tuple[StreamedSamples, Any, FloatArray | None]:
     """The two passes before the first iteration.
 
     The first checks the samples and finds their mean and covariance, the second their largest
     distance from the centre, and takes the rows of which a start is to be made.
 
     Returns:
-        The samples in their frame; some rows of X in their order, at most `START_ROWS` of them;
-        the weights of these rows.
+        The samples in their frame; some rows of X in their order, at most `START_ROWS` of them,
+        as a table where features have names; the weights of these rows.
 
     Raises:
         ValueError: X cannot be opened, a sample is not finite (the first such row is named), or
@@ -138,7 +139,7 @@ def read(
         stream, frame, Arrays.on(device, stream.dtype.name), sample_weight, radius_squared
     )
     weights = None if sample_weight is None else sample_weight[chosen]
-    return samples, np.concatenate(taken), weights
+    return samples, _named(np.concatenate(taken), stream.columns), weights
 
 
 def each_sample(method: Callable[[FloatArray], Any], X: Any) -> Any:
@@ -152,7 +153,8 @@ def each_sample(method: Callable[[FloatArray], Any], X: Any) -> Any:
     """
     if not is_stream(X):
         return method(X)
-    return np.concatenate(opened(X).reduce(partial(_each, method), _joined))
+    stream = opened(X)
+    return np.concatenate(stream.reduce(partial(_each, method, stream.columns), _joined))
 
 
 def mean_of(method: Callable[[FloatArray], FloatArray], X: Any) -> float:
@@ -165,7 +167,17 @@ def mean_of(method: Callable[[FloatArray], FloatArray], X: Any) -> float:
     if not is_stream(X):
         return float(method(X).mean())
     stream = opened(X)
-    return float(stream.reduce(partial(_total, method), _sum)) / stream.n_samples
+    return float(stream.reduce(partial(_total, method, stream.columns), _sum)) / stream.n_samples
+
+
+def length_of(X: Any) -> int:
+    """Number of samples of anything that `fit` reads.
+
+    Example:
+        >>> length_of(np.ones((3, 2)))
+        3
+    """
+    return opened(X).n_samples if is_stream(X) else len(X)
 
 
 def _statistics(
@@ -270,16 +282,27 @@ def _both_surveys(
     return max(one[0], other[0]), one[1] + other[1]
 
 
-def _each(method: Callable[[FloatArray], Any], chunks: Iterator[Chunk]) -> list[Any]:
-    return [method(chunk.X) for chunk in chunks]
+def _named(X: FloatArray, columns: list[str] | None) -> Any:
+    """Samples as a table, where their features have names."""
+    return X if columns is None else pd.DataFrame(X, columns=columns)
+
+
+def _each(
+    method: Callable[[FloatArray], Any], columns: list[str] | None, chunks: Iterator[Chunk]
+) -> list[Any]:
+    return [method(_named(chunk.X, columns)) for chunk in chunks]
 
 
 def _joined(one: list[Any], other: list[Any]) -> list[Any]:
     return one + other
 
 
-def _total(method: Callable[[FloatArray], FloatArray], chunks: Iterator[Chunk]) -> float:
-    return sum(float(method(chunk.X).sum(dtype=np.float64)) for chunk in chunks)
+def _total(
+    method: Callable[[FloatArray], FloatArray],
+    columns: list[str] | None,
+    chunks: Iterator[Chunk],
+) -> float:
+    return sum(float(method(_named(chunk.X, columns)).sum(dtype=np.float64)) for chunk in chunks)
 
 
 def _sum(one: float, other: float) -> float:

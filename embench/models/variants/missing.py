@@ -19,7 +19,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from embench.models import families
+from embench.models import families, streams
 from embench.models.engine import (
     FAMILIES,
     Arrays,
@@ -138,6 +138,9 @@ class MissingEM(MixtureByEM):
     def _log_joint(self, X: FloatArray) -> FloatArray:
         """Log of weight times marginal density, (n_samples, n_components) [nat]."""
         check_is_fitted(self)
+        return streams.each_sample(self._log_joint_in_memory, X)
+
+    def _log_joint_in_memory(self, X: FloatArray) -> FloatArray:
         X = validate_data(self, X, dtype=np.float64, reset=False, ensure_all_finite="allow-nan")
         log_joint = np.empty((len(X), len(self.weights_)))
         for observed, rows in _patterns(np.isnan(X)):

@@ -17,7 +17,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from embench.models import engine, families
+from embench.models import engine, families, streams
 from embench.models.engine import FAMILIES, Frame, Parameters, Samples, softmax
 from embench.models.engine.arrays import to_numpy
 from embench.models.steps import DensityByEM, Run
@@ -294,12 +294,14 @@ class NoiseEM(_RobustMixture):
         self, X: FloatArray, sample_weight: FloatArray | None, **how: Any
     ) -> tuple[FloatArray, FloatArray | None]:
         X, sample_weight = super()._validated(X, sample_weight, **how)
-        self.noise_box_ = np.stack([X.min(axis=0), X.max(axis=0)])
+        counted = X if sample_weight is None else X[sample_weight > 0]
+        self.noise_box_ = np.stack([counted.min(axis=0), counted.max(axis=0)])
         sides = np.ptp(self.noise_box_.astype(np.float64), axis=0)
         if not sides.all():
             raise ValueError(
                 f"expected features that vary, but feature {sides.argmin()} is "
-                f"{X[0, sides.argmin()]:g} in all {len(X)} samples: noise needs a box with a volume"
+                f"{counted[0, sides.argmin()]:g} in all {len(counted)} samples: noise needs a box "
+                "with a volume"
             )
         self.noise_log_density_ = -float(np.log(sides).sum())
         return X, sample_weight
@@ -328,19 +330,20 @@ class NoiseEM(_RobustMixture):
             statistics = samples.e_step(parameters, posterior)
             parameters = samples.m_step(statistics, parameters, self.reg_covar)
             if noise_weight > 0:
-                noise_weight = (1 - statistics.counts.sum() / statistics.n_samples).clip(0, 1)
+                share = 1 - statistics.counts.sum() / statistics.n_samples
+                # All noise would be for ever: components of no weight get no responsibilities.
+                noise_weight = share.clip(0, 1 - engine.family.COUNT_FLOOR)
             weights = (1 - noise_weight) * parameters.weights
             parameters = _Extended(parameters._replace(weights=weights), noise_weight)
             yield float(statistics.log_likelihood), parameters
 
     def score_samples(self, X: FloatArray) -> FloatArray:
         """Log-density of each sample, noise included, (n_samples,) [nat]."""
-        return self._log_densities(X)[0]
+        return streams.each_sample(lambda X: self._log_densities(X)[0], X)
 
     def predict_noise(self, X: FloatArray) -> FloatArray:
         """Probability that a sample is noise, (n_samples,)."""
-        log_density, log_noise = self._log_densities(X)
-        return np.exp(log_noise - log_density)
+        return streams.each_sample(self._noise_shares, X)
 
     def sample(self, n_samples: int = 1) -> tuple[FloatArray, IntArray]:
         """Draw X (n_samples, n_features) [u] and the components it comes from, in their order;
@@ -355,6 +358,10 @@ class NoiseEM(_RobustMixture):
         members = self.means_[labels] + self._gaussian_samples(labels, random_state)
         noise = random_state.uniform(*self.noise_box_, size=(n_noise, members.shape[1]))
         return np.vstack([members, noise]), np.append(labels, np.full(n_noise, -1))
+
+    def _noise_shares(self, X: FloatArray) -> FloatArray:
+        log_density, log_noise = self._log_densities(X)
+        return np.exp(log_noise - log_density)
 
     def _log_densities(self, X: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Of the whole mixture and of the noise in it, each (n_samples,) [nat]."""

@@ -216,6 +216,16 @@ def test_every_axis_has_a_label_and_no_text_is_cut(drawn) -> None:
             assert box.y1 <= frame_box.y1
 
 
+def test_a_legend_of_many_models_is_not_cut() -> None:
+    models = [f"em:tol=1e-{n},max_iter=2000" for n in range(1, 21)]
+    many = compare(frame(make_records(models=models, tracks=["default"], n_seeds=2)))
+
+    for name, figure in figures(many).items():
+        figure.draw_without_rendering()
+        box, frame_box = figure.legends[0].get_window_extent(), figure.bbox.padded(1)
+        assert frame_box.y0 <= box.y0 <= box.y1 <= frame_box.y1, name
+
+
 def test_tick_labels_do_not_touch(drawn) -> None:
     for name, figure in drawn.items():
         for axis in figure.axes:

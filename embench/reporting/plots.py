@@ -344,14 +344,18 @@ def _log_ticks(axis: XAxis | YAxis, formatter: Formatter, span: float = 4, most:
 
 
 def _legend(figure: Figure, comparison: Comparison, labels: pd.Series) -> None:
-    """One legend for all panels, to the right of the data."""
+    """One legend for all panels, to the right of the data, in a figure tall enough for it."""
     here = set(labels)
     handles = [
         Line2D([], [], color=colour, marker=_markers(comparison)[label], label=_wrapped(label, 30))
         for label, colour in _colours(comparison).items()
         if label in here
     ]
-    figure.legend(handles=handles, loc="outside right center", frameon=False, title="model")
+    legend = figure.legend(
+        handles=handles, loc="outside right center", frameon=False, title="model"
+    )
+    needed = legend.get_window_extent().height / figure.dpi + 0.5
+    figure.set_figheight(max(figure.get_figheight(), needed))
 
 
 def _caption(figure: Figure, text: str) -> None:

@@ -146,10 +146,15 @@ def _words(
 
 def _job(text: str) -> Job:
     """A cell from text like 50000x10x5."""
-    sizes = text.split("x")
+    sizes = text.lower().split("x")
     if len(sizes) != 3 or not all(size.isdecimal() and int(size) for size in sizes):
         raise click.BadParameter(f"expected 50000x10x5, got {text!r}", param_hint="--cell")
-    return Job("", *map(int, sizes))
+    job = Job("", *map(int, sizes))
+    if job.n_samples < job.n_components:
+        raise click.BadParameter(
+            f"expected at least as many samples as components, got {text!r}", param_hint="--cell"
+        )
+    return job
 
 
 def _available(models: Iterable[str]) -> tuple[list[str], list[str]]:

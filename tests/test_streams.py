@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
 from strategies import COVARIANCE_TYPES, covariance_types, law, problems, random_mixture, seeds
 
 from embench import gaussian, make_dataset, make_model
@@ -188,6 +189,26 @@ def test_a_fit_is_that_in_memory(place, covariance_type, data, tmp_path):
     model = em(**params).start_from(start).fit(place(data.X_train, tmp_path))
 
     assert_same_fit(model, expected)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "squarem-em",
+        "anderson-em",
+        "over-relaxed-em",
+        "natural-gradient-em",
+        "annealed-em",
+        "hard-em",
+        "map-em",
+    ],
+)
+def test_a_variant_that_needs_no_more_than_sums_reads_files_like_em(name, data, tmp_path):
+    expected = make_model(name, n_components=4, random_state=0).fit(data.X_train)
+
+    model = clone(expected).fit(saved(data.X_train, tmp_path / "x.npy"))
+
+    assert_same_fit(model, expected, 1e-8)
 
 
 @pytest.mark.parametrize("init_params", ["kmeans", "k-means++", "random", "random_from_data"])

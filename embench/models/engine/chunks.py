@@ -13,15 +13,20 @@ from embench.types import FloatArray
 
 
 def mean_and_covariance(
-    X: FloatArray, weights: FloatArray | None = None
+    X: FloatArray, weights: FloatArray | None = None, *, diagonal: bool = False
 ) -> tuple[FloatArray, FloatArray]:
-    """Of X [..., N, D], in float64 whatever X is."""
+    """Of X [..., N, D], in float64 whatever X is; with ``diagonal``, zero off the diagonal."""
     total = X.shape[-2] if weights is None else weights.sum()
     mean = sum(_weighted(X[..., rows, :], weights, rows).sum(-2) for rows in row_chunks(X)) / total
     covariance = np.zeros((*mean.shape, X.shape[-1]))
     for rows in row_chunks(X):
         Z = X[..., rows, :] - mean[..., None, :]
-        covariance += _weighted(Z, weights, rows).swapaxes(-1, -2) @ Z
+        weighted = _weighted(Z, weights, rows)
+        if diagonal:
+            variances = np.einsum("...nd,...nd->...d", weighted, Z)
+            covariance += variances[..., None] * np.eye(X.shape[-1])
+        else:
+            covariance += weighted.swapaxes(-1, -2) @ Z
     return mean, covariance / total
 
 

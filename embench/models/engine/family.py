@@ -174,6 +174,11 @@ class Family(ABC):
         """What 1 on the diagonal of a covariance of x is for one of ``inverse`` x."""
 
     @property
+    def is_rotated(self) -> bool:
+        """Whether covariances, and so the frame, mix features."""
+        return self.own_dimensions == 2
+
+    @property
     def complete(self) -> Family:
         """The same family with log-joints that lack nothing, for those who change them."""
         return self

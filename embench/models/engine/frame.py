@@ -46,7 +46,10 @@ class Frame:
 
     def place(self, X: FloatArray) -> FloatArray:
         """Samples of X [..., n, D] in the frame, [..., D, n]."""
-        return self.inverse @ (X - self.centre[..., None, :]).swapaxes(-1, -2)
+        centred = (X - self.centre[..., None, :]).swapaxes(-1, -2)
+        if self.family.is_rotated:
+            return self.inverse @ centred
+        return self.inverse.diagonal(0, -2, -1)[..., None] * centred
 
     def inward(self, parameters: Parameters) -> Parameters:
         """Parameters of X as parameters of Y."""

@@ -90,7 +90,8 @@ class Samples:
         device: str = "cpu",
     ) -> Self:
         """Centre and whiten X, of shape ([n_problems,] n_samples, n_features) [u]."""
-        frame = Frame.of(family, *mean_and_covariance(X, sample_weight), reg_covar)
+        moments = mean_and_covariance(X, sample_weight, diagonal=not family.is_rotated)
+        frame = Frame.of(family, *moments, reg_covar)
         return cls.within(frame, Arrays.on(device, dtype), X, sample_weight)
 
     @classmethod

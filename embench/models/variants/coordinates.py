@@ -70,7 +70,7 @@ def to_parameters(vector: FloatArray, like: Parameters, family: Family) -> Param
     weights = np.exp(log_weights - log_weights.max())
     means = vector[n_components : n_components + n_means].reshape(like.means.shape)
     scales = vector[n_components + n_means :]
-    if family.own_dimensions < 2:
+    if not family.is_rotated:
         stddevs = np.exp(_bounded(scales)).reshape(like.covariances.shape)
         return Parameters(weights / weights.sum(), means, stddevs**2, 1 / stddevs)
     scale_tril = _scale_tril(scales, like.covariances.shape)
@@ -84,7 +84,7 @@ def to_parameters(vector: FloatArray, like: Parameters, family: Family) -> Param
 
 def _log_scales(covariances: FloatArray, family: Family) -> FloatArray:
     """The numbers of all covariances, [n]."""
-    if family.own_dimensions < 2:
+    if not family.is_rotated:
         return (0.5 * np.log(covariances)).ravel()
     scale_tril = np.asarray(np.linalg.cholesky(covariances), dtype=np.float64)
     diagonal = np.einsum("...ii->...i", scale_tril)

@@ -143,7 +143,7 @@ def _mode(
 def _pseudo(prior: _Prior, statistics: Statistics, family: Family) -> Statistics:
     """Statistics of the prior's samples of means and second moments."""
     D = statistics.firsts.shape[-1]
-    identity = np.eye(D) if family.own_dimensions == 2 else 1.0
+    identity = np.eye(D) if family.is_rotated else 1.0
     return Statistics(
         np.zeros(()),
         np.full_like(statistics.counts, prior.mean_counts),

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose
 
+from embench import make_model
 from embench.types import Mixture
 
 COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
@@ -53,6 +55,29 @@ def problems(draw, covariance_type="full", max_components=4, max_features=4):
     n_features = draw(st.integers(1, max_features))
     mixture = random_mixture(rng, n_components, n_features, covariance_type)
     return mixture, random_samples(rng, mixture, 60 * n_components)
+
+
+family_problems = covariance_types.flatmap(
+    lambda family: st.tuples(st.just(family), problems(family))
+)
+"""A family, a mixture of it and samples."""
+
+
+def model_at(name, start, **params):
+    """A model that begins at ``start`` and runs all its steps."""
+    params = {"tol": 0.0, "random_state": 0, "n_components": start.n_components, **params}
+    return make_model(name, **params).start_from(start)
+
+
+def path(model, X):
+    """The mixtures at the start and after every iteration."""
+    return [model.mixture_ for _ in model.iter_fit(X)]
+
+
+def assert_same(one, other, rtol=1e-10, atol=1e-10):
+    """Two mixtures are equal but for rounding."""
+    for a, b in zip(vars(one).values(), vars(other).values(), strict=True):
+        assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
 def compact(covariances, covariance_type):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
-from strategies import COVARIANCE_TYPES, covariance_types, expand, law, problems, seeds
+from strategies import COVARIANCE_TYPES, expand, family_problems, law, seeds
 
 from embench import gaussian, make_model
 from embench.models.engine import FAMILIES, Samples
@@ -25,10 +25,6 @@ RESTING = 1e-7
 few = settings(law, max_examples=12)
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-
-family_problems = covariance_types.flatmap(
-    lambda family: st.tuples(st.just(family), problems(family))
-)
 
 
 def make(name, start, covariance_type="full", **params):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import logsumexp
-from strategies import COVARIANCE_TYPES, covariance_types, law, problems
+from strategies import COVARIANCE_TYPES, family_problems, law
 
 from embench import gaussian, make_model
 from embench.types import Mixture
@@ -16,10 +16,6 @@ from embench.types import Mixture
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 few = settings(law, max_examples=12)
-
-family_problems = covariance_types.flatmap(
-    lambda family: st.tuples(st.just(family), problems(family))
-)
 
 
 def make(name, start, covariance_type="full", **params):

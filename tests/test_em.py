@@ -16,8 +16,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from strategies import (
     COVARIANCE_TYPES,
+    assert_same,
     compact,
-    covariance_types,
+    family_problems,
     law,
     permuted,
     problems,
@@ -35,10 +36,6 @@ INIT_PARAMS = ("kmeans", "k-means++", "random", "random_from_data")
 # Most fits here stop after a given number of steps on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
-family_problems = covariance_types.flatmap(
-    lambda family: st.tuples(st.just(family), problems(family))
-)
-
 
 def em(start=None, **params):
     """An EM that begins at ``start`` and runs all its steps."""
@@ -51,11 +48,6 @@ def em(start=None, **params):
 def fitted(start, X, **params):
     """The mixture after ``max_iter`` steps from ``start``."""
     return em(start, **params).fit(X).mixture_
-
-
-def assert_same(one, other, rtol=1e-9, atol=1e-9):
-    for a, b in zip(vars(one).values(), vars(other).values(), strict=True):
-        assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from strategies import (
     COVARIANCE_TYPES,
+    assert_same,
     compact,
     covariance_types,
     expand,
+    family_problems,
     law,
     permuted,
     problems,
@@ -39,9 +41,6 @@ from embench.models.engine import arrays as arrays_module
 from embench.models.engine import samples as samples_module
 from embench.types import Mixture
 
-family_problems = covariance_types.flatmap(
-    lambda family: st.tuples(st.just(family), problems(family))
-)
 every_family = pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 
 PATHS = ("expanded", "exact", "torch")
@@ -102,11 +101,6 @@ def textbook_step(X, mixture, covariance_type, reg_covar):
         full = np.stack([np.tensordot(counts / len(X), full, axes=1)] * len(counts))
     shaped = expand(compact(full, covariance_type), covariance_type, *means.shape)
     return Mixture(counts / len(X), means, shaped + reg_covar * np.eye(X.shape[1]))
-
-
-def assert_same(one, other, rtol=1e-10, atol=1e-10):
-    for a, b in zip(vars(one).values(), vars(other).values(), strict=True):
-        assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
 @law

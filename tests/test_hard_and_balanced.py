@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from strategies import (
     COVARIANCE_TYPES,
-    covariance_types,
+    assert_same,
+    family_problems,
     law,
+    model_at,
+    path,
     permuted,
-    problems,
     random_mixture,
     random_samples,
 )
@@ -23,28 +24,8 @@ from embench.types import Mixture
 # Most fits here stop after a given number of steps on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
-family_problems = covariance_types.flatmap(
-    lambda family: st.tuples(st.just(family), problems(family))
-)
-
 both = pytest.mark.parametrize("name", ["hard-em", "sinkhorn-em"])
 families = pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
-
-
-def model_at(name, start, **params):
-    """A model that begins at ``start`` and runs all its steps."""
-    params = {"tol": 0.0, "random_state": 0, "n_components": start.n_components, **params}
-    return make_model(name, **params).start_from(start)
-
-
-def path(model, X):
-    """The mixtures at the start and after every iteration."""
-    return [model.mixture_ for _ in model.iter_fit(X)]
-
-
-def assert_same(one, other, rtol=1e-9, atol=1e-9):
-    for a, b in zip(vars(one).values(), vars(other).values(), strict=True):
-        assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
 def classification_log_likelihood(mixture, X):

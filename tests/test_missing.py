@@ -5,18 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
-from strategies import COVARIANCE_TYPES, covariance_types, law, problems, random_mixture
+from strategies import COVARIANCE_TYPES, family_problems, law, random_mixture
 
 from embench import gaussian, make_model
 from embench.types import Mixture, MixtureModel
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-
-family_problems = covariance_types.flatmap(
-    lambda family: st.tuples(st.just(family), problems(family))
-)
 
 
 def model(start=None, name="missing-em", **params):

@@ -10,10 +10,12 @@ from numpy.testing import assert_allclose
 from scipy.stats import dirichlet, invgamma, invwishart, multivariate_normal
 from strategies import (
     COVARIANCE_TYPES,
+    assert_same,
     compact,
-    covariance_types,
+    family_problems,
     law,
-    problems,
+    model_at,
+    path,
     random_mixture,
     random_samples,
 )
@@ -25,27 +27,7 @@ from embench.types import Mixture
 # Most fits here stop after a given number of steps on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
-family_problems = covariance_types.flatmap(
-    lambda family: st.tuples(st.just(family), problems(family))
-)
-
 families = pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
-
-
-def model_at(name, start, **params):
-    """A model that begins at ``start`` and runs all its steps."""
-    params = {"tol": 0.0, "random_state": 0, "n_components": start.n_components, **params}
-    return make_model(name, **params).start_from(start)
-
-
-def path(model, X):
-    """The mixtures at the start and after every iteration."""
-    return [model.mixture_ for _ in model.iter_fit(X)]
-
-
-def assert_same(one, other, rtol=1e-9, atol=1e-9):
-    for a, b in zip(vars(one).values(), vars(other).values(), strict=True):
-        assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
 def log_prior(mixture, X, covariance_type, kappa=0.01, concentration=1.0):

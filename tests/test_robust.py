@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import integrate, stats
 from scipy.special import logsumexp
-from strategies import covariance_types, law, problems, random_mixture
+from strategies import family_problems, law, random_mixture
 
 from embench import gaussian, make_model
 from embench.models import families
@@ -18,9 +18,6 @@ from embench.types import MixtureModel, StartableModel
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 ROBUST = ("student-t-em", "noise-em")
-family_problems = covariance_types.flatmap(
-    lambda family: st.tuples(st.just(family), problems(family))
-)
 
 
 def model(name, n_components=2, **params):

@@ -247,7 +247,7 @@ class MiniBatchEM(MixtureByEM):
         return _stepwise(samples, parameters, steps, self.batch_size, self.reg_covar, random_state)
 
 
-class VarianceReducedEM(MixtureByEM):
+class VarianceReducedEM(MiniBatchEM):
     """Mini-batch EM with the noise of a batch corrected by a full pass in every iteration (sEM-VR).
 
     An iteration takes the statistics S of all samples under its first mixture, theta_0, and then
@@ -275,25 +275,8 @@ class VarianceReducedEM(MixtureByEM):
         [10.0, 20.0]
     """
 
-    in_memory = True
-
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **MixtureByEM._parameter_constraints,
-        "batch_size": AT_LEAST_ONE,
-        "step": SHARE,
-    }
-
-    def __init__(
-        self,
-        n_components: int = 1,
-        *,
-        batch_size: int = BATCH_SIZE,
-        step: float = 0.5,
-        **common: Any,
-    ) -> None:
-        super().__init__(n_components, **common)
-        self.batch_size = batch_size
-        self.step = step
+    def __init__(self, n_components: int = 1, *, step: float = 0.5, **common: Any) -> None:
+        super().__init__(n_components, step=step, **common)
 
     def _steps(
         self, samples: Samples, parameters: Parameters, random_state: np.random.RandomState

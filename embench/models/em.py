@@ -216,13 +216,6 @@ class GaussianMixture(MixtureByEM):
         self._expose(run, samples.frame, samples.arrays.dtype)
         return self
 
-    def _steps(
-        self, samples: Samples, parameters: Parameters, random_state: np.random.RandomState
-    ) -> Iterator[tuple[float, Parameters]]:
-        while True:
-            log_likelihood, parameters = samples.em_step(parameters, self.reg_covar)
-            yield float(log_likelihood), parameters
-
     def _runs(
         self, samples: Samples, starts: Iterator[Run], random_state: np.random.RandomState
     ) -> Iterator[Run]:

@@ -397,7 +397,15 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
 
 
 class MixtureByEM(DensityByEM):
-    """A Gaussian mixture fitted by steps: the judge can score it, and it can begin at another."""
+    """A Gaussian mixture fitted by steps, EM's own unless a variant has others: the judge can score
+    it, and it can begin at another."""
+
+    def _steps(
+        self, samples: Samples, parameters: Parameters, random_state: np.random.RandomState
+    ) -> Iterator[tuple[float, Parameters]]:
+        while True:
+            log_likelihood, parameters = samples.em_step(parameters, self.reg_covar)
+            yield float(log_likelihood), parameters
 
     @property
     def mixture_(self) -> Mixture:

@@ -84,13 +84,6 @@ class MissingEM(MixtureByEM):
         tags.input_tags.allow_nan = True
         return tags
 
-    def _steps(
-        self, samples: Samples, parameters: Parameters, random_state: np.random.RandomState
-    ) -> Iterator[tuple[float, Parameters]]:
-        while True:
-            log_likelihood, parameters = samples.em_step(parameters, self.reg_covar)
-            yield float(log_likelihood), parameters
-
     def _framed(self, X: FloatArray, sample_weight: FloatArray | None) -> Samples:
         return IncompleteSamples.of(
             X,

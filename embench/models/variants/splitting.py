@@ -75,13 +75,6 @@ class SplitMergeEM(MixtureByEM):
         super().__init__(n_components, **common)
         self.n_candidates = n_candidates
 
-    def _steps(
-        self, samples: Samples, parameters: Parameters, random_state: np.random.RandomState
-    ) -> Iterator[tuple[float, Parameters]]:
-        while True:
-            log_likelihood, parameters = samples.em_step(parameters, self.reg_covar)
-            yield float(log_likelihood), parameters
-
     def _iterated(
         self, samples: Samples, run: Run, random_state: np.random.RandomState
     ) -> Iterator[Run]:

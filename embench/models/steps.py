@@ -367,6 +367,12 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
             return "cpu"
         raise ValueError("device='cuda': torch finds no CUDA device; use 'cpu' or 'auto'")
 
+    def _n_parameters(self) -> int:
+        # Of the components that were found, not of those that were asked for.
+        n_components, n_features = self.means_.shape
+        family = FAMILIES[self.covariance_type]
+        return family.n_parameters(n_components, n_features) + n_components * (n_features + 1) - 1
+
     def _estimate_weighted_log_prob(self, X: FloatArray, xp: Any = None) -> FloatArray:
         """Log-joint (n_samples, n_components): what scikit-learn's score and predict build on."""
         dtype = self._precision_for(X)

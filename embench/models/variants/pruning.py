@@ -151,11 +151,6 @@ class FigueiredoJainEM(MixtureByEM):
             parameters.precisions_cholesky[k] = after.precisions_cholesky[0]
         return samples.log_joint(_some(samples, parameters, np.array([k])))[0]
 
-    def _n_parameters(self) -> int:
-        n_components, n_features = self.means_.shape
-        family = FAMILIES[self.covariance_type]
-        return family.n_parameters(n_components, n_features) + n_components * (n_features + 1) - 1
-
 
 def _log_prob(samples: Samples, parameters: Parameters) -> FloatArray:
     """Log-densities without weights, [K, n_samples] [nat]."""

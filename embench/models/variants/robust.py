@@ -53,11 +53,6 @@ class _RobustMixture(DensityByEM):
         if isinstance(run.parameters, _Extended):  # at a start they are there already
             self._expose_extra(run.parameters.extra)
 
-    def _n_parameters(self) -> int:
-        n_components, n_features = self.means_.shape
-        family = FAMILIES[self.covariance_type]
-        return family.n_parameters(n_components, n_features) + n_components * (n_features + 1) - 1
-
     def _gaussian_samples(
         self, labels: IntArray, random_state: np.random.RandomState
     ) -> FloatArray:

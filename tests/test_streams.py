@@ -131,7 +131,7 @@ def test_statistics_are_those_of_the_whole_wherever_it_is_cut(problem, cuts, wei
     assert_array_equal(rows, X)
     assert (own is None) == (weights is None)
     assert_allclose(streamed.frame.centre, whole.frame.centre, rtol=1e-12, atol=1e-12)
-    assert_allclose(streamed.frame.scale_tril, whole.frame.scale_tril, rtol=1e-11, atol=1e-11)
+    assert_allclose(streamed.frame.scale, whole.frame.scale, rtol=1e-11, atol=1e-11)
     assert streamed.radius_squared == pytest.approx(whole.radius_squared, rel=1e-10)
     start = whole.frame.inward(model._parameters())
     every_second = np.arange(mixture.n_components) % 2 == 1

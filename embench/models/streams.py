@@ -128,7 +128,9 @@ def read(
         sample_weight = _check_sample_weight(
             sample_weight, rows, dtype=np.float64, ensure_non_negative=True
         )
-    moments = stream.reduce(_moments, _both_moments, sample_weight)
+    moments = stream.reduce(
+        partial(_moments, diagonal=not family.is_rotated), _both_moments, sample_weight
+    )
     if moments.fault:
         raise ValueError(moments.fault)
     frame = Frame.of(family, moments.mean, moments.scatter / moments.weight, reg_covar)
@@ -210,8 +212,8 @@ def _both_statistics(
 
 
 class _Moments(NamedTuple):
-    """Sum of weights, mean [D] and weighted scatter about it [D, D] of some samples, or what is
-    wrong with them."""
+    """Sum of weights, mean [D] and weighted scatter about it, [D, D] or its diagonal [D], of some
+    samples, or what is wrong with them."""
 
     weight: float
     mean: FloatArray
@@ -219,17 +221,18 @@ class _Moments(NamedTuple):
     fault: str = ""
 
 
-def _moments(chunks: Iterator[Chunk]) -> _Moments:
-    return reduce(_both_moments, map(_moments_of, chunks))
+def _moments(chunks: Iterator[Chunk], diagonal: bool) -> _Moments:
+    return reduce(_both_moments, (_moments_of(chunk, diagonal) for chunk in chunks))
 
 
-def _moments_of(chunk: Chunk) -> _Moments:
+def _moments_of(chunk: Chunk, diagonal: bool) -> _Moments:
     n_features = chunk.X.shape[1]
     weight = float(len(chunk.X) if chunk.weights is None else chunk.weights.sum())
     fault = _fault(chunk)
     if fault or weight == 0:
-        return _Moments(0.0, np.zeros(n_features), np.zeros((n_features, n_features)), fault)
-    mean, covariance = mean_and_covariance(chunk.X, chunk.weights)
+        nothing = np.zeros(n_features if diagonal else (n_features, n_features))
+        return _Moments(0.0, np.zeros(n_features), nothing, fault)
+    mean, covariance = mean_and_covariance(chunk.X, chunk.weights, diagonal=diagonal)
     return _Moments(weight, mean, weight * covariance)
 
 
@@ -238,7 +241,8 @@ def _both_moments(one: _Moments, other: _Moments) -> _Moments:
     weight = one.weight + other.weight
     share = other.weight / weight if weight else 0.0
     between = other.mean - one.mean
-    scatter = one.scatter + other.scatter + one.weight * share * np.outer(between, between)
+    products = np.square(between) if one.scatter.ndim == 1 else np.outer(between, between)
+    scatter = one.scatter + other.scatter + one.weight * share * products
     return _Moments(weight, one.mean + share * between, scatter, one.fault or other.fault)
 
 

@@ -15,16 +15,15 @@ from embench.types import FloatArray
 def mean_and_covariance(
     X: FloatArray, weights: FloatArray | None = None, *, diagonal: bool = False
 ) -> tuple[FloatArray, FloatArray]:
-    """Of X [..., N, D], in float64 whatever X is; with ``diagonal``, zero off the diagonal."""
+    """Of X [..., N, D], in float64 whatever X is; with ``diagonal`` variances [..., D]."""
     total = X.shape[-2] if weights is None else weights.sum()
     mean = sum(_weighted(X[..., rows, :], weights, rows).sum(-2) for rows in row_chunks(X)) / total
-    covariance = np.zeros((*mean.shape, X.shape[-1]))
+    covariance = np.zeros(mean.shape if diagonal else (*mean.shape, X.shape[-1]))
     for rows in row_chunks(X):
         Z = X[..., rows, :] - mean[..., None, :]
         weighted = _weighted(Z, weights, rows)
         if diagonal:
-            variances = np.einsum("...nd,...nd->...d", weighted, Z)
-            covariance += variances[..., None] * np.eye(X.shape[-1])
+            covariance += np.einsum("...nd,...nd->...d", weighted, Z)
         else:
             covariance += weighted.swapaxes(-1, -2) @ Z
     return mean, covariance / total

@@ -87,8 +87,6 @@ class Full(Family):
         return n_components * n_features * (n_features + 1) // 2
 
     def unit(self, covariance: FloatArray) -> FloatArray:
-        if not np.isfinite(covariance).all():
-            raise IllDefinedCovariance(f"the data are too large for {covariance.dtype}: scale them")
         variances = _positive(covariance.diagonal(0, -2, -1))
         padding = variances[..., None] * np.eye(variances.shape[-1])
         ridge = RIDGE
@@ -256,17 +254,16 @@ class Diag(Family):
         return n_components * n_features
 
     def unit(self, covariance: FloatArray) -> FloatArray:
-        variances = _positive(covariance.diagonal(0, -2, -1))
-        return np.sqrt(variances)[..., None] * np.eye(variances.shape[-1])
+        return np.sqrt(_positive(covariance))
 
     def rescale(
         self, covariances: FloatArray, factors: FloatArray, A: FloatArray, inverse: FloatArray
     ) -> tuple[FloatArray, FloatArray]:
-        scale = A.diagonal(0, -2, -1)[..., None, :]
+        scale = A[..., None, :]
         return covariances * scale**2, factors / scale
 
     def regularisation(self, inverse: FloatArray) -> FloatArray:
-        return np.square(inverse.diagonal(0, -2, -1))[..., None, :]
+        return np.square(inverse)[..., None, :]
 
     def _precisions(self, precisions_cholesky: FloatArray) -> FloatArray:
         """Factors of the squares of the features, times -2."""
@@ -313,17 +310,17 @@ class Spherical(Diag):
         return n_components
 
     def unit(self, covariance: FloatArray) -> FloatArray:
-        variance = covariance.diagonal(0, -2, -1).mean(-1)
-        return np.sqrt(_positive(variance))[..., None, None] * np.eye(covariance.shape[-1])
+        variance = covariance.mean(-1, keepdims=True)
+        return np.broadcast_to(np.sqrt(_positive(variance)), covariance.shape)
 
     def rescale(
         self, covariances: FloatArray, factors: FloatArray, A: FloatArray, inverse: FloatArray
     ) -> tuple[FloatArray, FloatArray]:
-        scale = A[..., 0, 0][..., None]
+        scale = A[..., 0][..., None]
         return covariances * scale**2, factors / scale
 
     def regularisation(self, inverse: FloatArray) -> FloatArray:
-        return np.square(inverse[..., 0, 0])[..., None]
+        return np.square(inverse[..., 0])[..., None]
 
     def _precisions(self, precisions_cholesky: FloatArray) -> FloatArray:
         return np.square(precisions_cholesky)[..., None]

@@ -160,23 +160,31 @@ class Family(ABC):
 
     @abstractmethod
     def unit(self, covariance: FloatArray) -> FloatArray:
-        """Lower triangular factor [..., D, D] that makes data of this covariance [..., D, D] as
-        round as the family allows: in any direction, along each axis, or by one scale."""
+        """What makes data of this covariance as round as the family allows.
+
+        In any direction: the lower triangular factor of a covariance [..., D, D]. Along each axis,
+        or by one scale for all: standard deviations [..., D] of variances [..., D].
+        """
 
     @abstractmethod
     def rescale(
         self, covariances: FloatArray, factors: FloatArray, A: FloatArray, inverse: FloatArray
     ) -> tuple[FloatArray, FloatArray]:
-        """Covariances and factors of A y, A [..., D, D] lower triangular and of this family."""
+        """Covariances and factors of A y, A as `unit` makes it."""
 
     @abstractmethod
     def regularisation(self, inverse: FloatArray) -> FloatArray:
-        """What 1 on the diagonal of a covariance of x is for one of ``inverse`` x."""
+        """What 1 on the diagonal of a covariance of x is for one of ``inverse`` x, an inverse of
+        what `unit` makes."""
 
     @property
     def is_rotated(self) -> bool:
         """Whether covariances, and so the frame, mix features."""
         return self.own_dimensions == 2
+
+    def identity(self, n_features: int) -> FloatArray:
+        """What leaves y as it is, as `unit` makes it."""
+        return np.eye(n_features) if self.is_rotated else np.ones(n_features)
 
     @property
     def complete(self) -> Family:
@@ -269,7 +277,7 @@ class Family(ABC):
         try:
             self.precisions_cholesky(covariances)
         except IllDefinedCovariance:
-            identity = self.regularisation(np.eye(parameters.means.shape[-1]))
+            identity = self.regularisation(self.identity(parameters.means.shape[-1]))
             covariances = self._mended(covariances, reg_covar * identity)
             return parameters._replace(
                 covariances=covariances, precisions_cholesky=self.precisions_cholesky(covariances)

@@ -159,12 +159,10 @@ class IncompleteSamples(Samples):
         """Centre X, of shape (n_samples, n_features) [u], and scale its features."""
         variances = np.nanvar(X, axis=0, dtype=np.float64)
         mean = np.asarray(np.nanmean(X, axis=0, dtype=np.float64))
-        frame, arrays = (
-            Frame.of(family, mean, np.diag(variances), reg_covar),
-            Arrays.on("cpu", dtype),
-        )
+        spread = np.diag(variances) if family.is_rotated else variances
+        frame, arrays = Frame.of(family, mean, spread, reg_covar), Arrays.on("cpu", dtype)
         Y = arrays.empty(X.shape[1] + 1, len(X))
-        Y[:-1] = ((X - frame.centre) * np.diagonal(frame.inverse)).T
+        Y[:-1] = ((X - frame.centre) / frame.scales).T
         Y[-1] = 1
         # Nothing here expands a square, so nobody asks how far samples lie from the centre.
         return cls(Y, frame, arrays, sample_weight, radius_squared=math.nan)
@@ -206,7 +204,7 @@ class IncompleteSamples(Samples):
 
     def _log_scale(self, observed: BoolArray) -> float:
         """Log-volume of the frame's unit in the observed features."""
-        return float(np.log(np.diagonal(self.frame.scale_tril)[observed]).sum())
+        return float(np.log(self.frame.scales[observed]).sum())
 
     def _of_family(self, seconds: FloatArray) -> FloatArray:
         """Second moments of the family, from full ones [K, D, D]."""

@@ -172,6 +172,20 @@ def test_every_sample_is_drawn_for_one_component(problem):
         assert_allclose(counts, counts.round(), atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore")  # a lot of six samples can be a component without any
+def test_a_lot_does_not_depend_on_what_follows_from_it():
+    # Six samples between two equal components: in 12 of 64 lots one of them gets a single sample,
+    # and the covariance of that is no reason to draw once more.
+    X = np.arange(6.0)[:, None]
+    start = Mixture(np.full(2, 0.5), np.full((2, 1), 2.5), np.ones((2, 1, 1)))
+    model = model_at("stochastic-em", start, max_iter=1, reg_covar=1e-20)
+
+    shares = [model.set_params(random_state=s).fit(X).weights_[0] for s in range(1000)]
+
+    alone = np.isclose(shares, 1 / 6) | np.isclose(shares, 5 / 6)
+    assert alone.mean() == pytest.approx(12 / 64, abs=0.06)
+
+
 def test_lots_are_drawn_by_the_responsibilities():
     rng = np.random.default_rng(5)
     start = random_mixture(rng, 3, 2)

@@ -432,6 +432,18 @@ def test_the_index_that_pandas_adds_is_no_feature(data, tmp_path):
 
 
 @pytest.mark.usefixtures("small_chunks")
+def test_a_named_index_is_no_feature_and_numbers_are_no_names(data, tmp_path):
+    table = pd.DataFrame(data.X_train)
+    table.assign(depth=table[0]).set_index("depth").rename(columns=str).to_parquet(
+        path := tmp_path / "x.parquet"
+    )
+
+    model = em(max_iter=2).fit(path)
+
+    assert model.n_features_in_ == 3
+    assert not hasattr(model, "feature_names_in_")
+
+
 def test_blocks_of_unknown_length_are_counted(data):
     X = dask_array(data.X_train)
     expected = em(max_iter=3).fit(data.X_train[data.X_train[:, 0] > 0])
@@ -502,11 +514,16 @@ class NeedsLogJoints(MixtureByEM):
             yield samples.log_joint(parameters).mean(), parameters
 
 
+def test_lots_are_not_drawn_by_several_workers(data):
+    with pytest.raises(ValueError, match="look at single samples or draw"):
+        make_model("stochastic-em", n_components=2).fit(dask_array(data.X_train))
+
+
 @pytest.mark.parametrize("variant", [NeedsSamples, NeedsLogJoints])
 def test_a_step_that_needs_single_samples_says_so(variant, data, tmp_path):
     path = saved(data.X_train, tmp_path / "x.npy")
 
-    with pytest.raises(ValueError, match=r"look at single samples.*give it X in memory"):
+    with pytest.raises(ValueError, match=r"look at single samples or draw.*load X into memory"):
         variant(2).fit(path)
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from copy import copy
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
 from embench.models import families
 from embench.models.engine import FAMILIES, Arrays, Frame, Parameters, Samples, Statistics
-from embench.models.steps import NOT_CONVERGED, MixtureByEM, Run, last
+from embench.models.steps import MixtureByEM, Run, last
 from embench.types import FloatArray, IntArray, Mixture
 
 FORGETTING = 0.6
@@ -153,12 +151,11 @@ class GaussianMixture(MixtureByEM):
         samples = self._framed(X, None)
         ended = last(self._lockstep(samples, samples.frame.inward(begin)))
         shown = self._outward(samples.frame, ended.parameters)
-        self.__dict__.pop("_stepwise", None)
         models = [copy(self) for _ in X]
         for i, model in enumerate(models):
+            model.__dict__.pop("_stepwise", None)
             model._show(ended.run(i), _nth(shown, i), samples.arrays.dtype)
-        if not ended.converged.all() and self.max_iter > 0:
-            warnings.warn(NOT_CONVERGED, ConvergenceWarning, stacklevel=2)
+        self._warn_of_end(bool(ended.converged.all()), ended.parameters, samples)
         return models
 
     def _check_starts(self, starts: Sequence[Mixture], X: FloatArray) -> None:

@@ -83,7 +83,7 @@ def start_params(start: Mixture, covariance_type: str) -> dict[str, Any]:
     return {
         "weights_init": start.weights,
         "means_init": start.means,
-        # From a factor: symmetric to the last digit, and right where a matrix is ill-conditioned.
+        # From a factor: symmetric to the last digit.
         "precisions_init": _squared(inverse_factors(covariances)) if matrices else 1 / covariances,
     }
 
@@ -141,6 +141,17 @@ def precisions(precisions_cholesky: FloatArray, covariance_type: str) -> FloatAr
     if covariance_type in ("full", "tied"):
         return _squared(precisions_cholesky)
     return np.square(precisions_cholesky)
+
+
+def upper(precisions_cholesky: FloatArray, covariance_type: str) -> FloatArray:
+    """Factors P of P P' = precision as the engine wants them: matrices are upper triangular.
+
+    Those that a fit leaves are; what users set as ``precisions_cholesky_`` may be any factor.
+    """
+    if covariance_type not in ("full", "tied") or not np.tril(precisions_cholesky, -1).any():
+        return precisions_cholesky
+    covariances = np.linalg.inv(_squared(precisions_cholesky)).astype(np.float64)
+    return inverse_factors(covariances)
 
 
 def _squared(factors: FloatArray) -> FloatArray:

@@ -115,24 +115,28 @@ class ArrayStream(Stream):
 
 
 class ParquetStream(Stream):
-    """The columns of a Parquet file, all of them numbers; the index that pandas adds is left out.
+    """The columns of a Parquet file, all of them numbers, but for the index of a pandas table.
 
-    Missing values are NaN.
+    Missing values are NaN. Columns that pandas only numbered have no names.
     """
 
     def __init__(self, path: Path, asked: str = "auto") -> None:
         with _parquet_file(path) as file:
-            fields = [f for f in file.schema_arrow if not f.name.startswith("__index_level_")]
+            schema = file.schema_arrow
+            index = (schema.pandas_metadata or {}).get("index_columns", [])
+            fields = [field for field in schema if field.name not in index]
             n_samples = file.metadata.num_rows
         dtypes = [_dtype_of(field, path) for field in fields]
         float32 = all(dtype == np.float32 for dtype in dtypes)
         dtype = np.dtype("float32" if float32 else "float64")
         super().__init__((n_samples, len(fields)), dtype, asked)
-        self.path, self.columns = path, [field.name for field in fields]
+        self.path, self.fields = path, [field.name for field in fields]
+        numbered = self.fields == [str(i) for i in range(len(fields))]
+        self.columns = None if numbered else self.fields
 
     def chunks(self) -> Iterator[FloatArray]:
         with _parquet_file(self.path) as file:
-            for batch in file.iter_batches(self.chunk_rows, columns=self.columns):
+            for batch in file.iter_batches(self.chunk_rows, columns=self.fields):
                 X = np.empty((self.n_features, batch.num_rows), dtype=self.dtype)
                 for row, column in zip(X, batch.columns, strict=True):
                     row[:] = column.to_numpy(zero_copy_only=False)
@@ -183,8 +187,8 @@ class DaskStream(Stream):
 
 
 NEEDS_MEMORY = (
-    "this model's steps look at single samples, which data that are read in chunks do not offer: "
-    "give it X in memory (np.array(X)), or fit `em`, which needs sums over the samples only"
+    "this model's steps look at single samples or draw, which data that are read in chunks do not "
+    "offer: load X into memory, or fit `em`, which needs sums over the samples only"
 )
 
 
@@ -209,7 +213,7 @@ def in_memory(X: Any) -> Any:
     Example:
         >>> in_memory("samples.npy")
         Traceback (most recent call last):
-        ValueError: this model's steps look at single samples, ...
+        ValueError: this model's steps look at single samples or draw, ...
     """
     if isinstance(X, np.memmap):
         return np.asarray(X)

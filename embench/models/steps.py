@@ -69,7 +69,7 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
     )
 
     in_memory: ClassVar[bool] = False
-    """Whether the steps look at single samples, so that X cannot be read in chunks."""
+    """Whether the steps look at single samples or draw, so that X cannot be read in chunks."""
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **sklearn.mixture.GaussianMixture._parameter_constraints,
@@ -144,7 +144,7 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
         samples, runs = self._fitting(X, sample_weight)
         run = last(runs)
         self._expose(run, samples.frame, samples.arrays.dtype)
-        self._warn(run, samples)
+        self._warn_of_end(run.converged, run.parameters, samples)
         return self
 
     def fit_predict(
@@ -163,7 +163,7 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
         for done, run in enumerate(runs):
             self._expose(run, samples.frame, samples.arrays.dtype)
             yield done
-        self._warn(run, samples)
+        self._warn_of_end(run.converged, run.parameters, samples)
 
     def score(self, X: FloatArray, y: None = None) -> float:
         """Mean log-likelihood per sample [nat] of an array, or of anything that `fit` reads."""
@@ -175,12 +175,13 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
 
     def bic(self, X: FloatArray) -> float:
         """Bayesian information criterion on X, lower is better (Schwarz, 1978)."""
-        n_samples = streams.length_of(X)
+        X, n_samples = streams.counted(X)
         return float(-2 * self.score(X) * n_samples + self._n_parameters() * np.log(n_samples))
 
     def aic(self, X: FloatArray) -> float:
         """Akaike information criterion on X, lower is better (Akaike, 1974)."""
-        return -2 * self.score(X) * streams.length_of(X) + 2 * self._n_parameters()
+        X, n_samples = streams.counted(X)
+        return -2 * self.score(X) * n_samples + 2 * self._n_parameters()
 
     def predict(self, X: FloatArray) -> IntArray:
         """Most probable component of each sample, (n_samples,)."""
@@ -251,11 +252,11 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
             self._print_verbose_msg_iter_end(run.n_iter, run.lower_bound - before)
             yield run
 
-    def _warn(self, run: Run, samples: Samples) -> None:
-        """Tell the caller of `fit` or `iter_fit` what is to be known of its end."""
-        if not run.converged and self.max_iter > 0:
+    def _warn_of_end(self, converged: bool, parameters: Parameters, samples: Samples) -> None:
+        """Warn the caller of a fit that did not converge, or whose dtype is too coarse."""
+        if not converged and self.max_iter > 0:
             warnings.warn(NOT_CONVERGED, ConvergenceWarning, stacklevel=3)
-        if samples.blur(run.parameters) > BLUR:
+        if samples.blur(parameters) > BLUR:
             warnings.warn(
                 f"{samples.arrays.dtype} does not resolve components this tight in data this wide: "
                 "use dtype='float64'",
@@ -337,7 +338,10 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
     def _parameters(self) -> Parameters:
         """The fitted attributes, in float64."""
         fitted = (self.weights_, self.means_, self.covariances_, self.precisions_cholesky_)
-        return Parameters(*(np.asarray(array, dtype=np.float64) for array in fitted))
+        parameters = Parameters(*(np.asarray(array, dtype=np.float64) for array in fitted))
+        return parameters._replace(
+            precisions_cholesky=families.upper(parameters.precisions_cholesky, self.covariance_type)
+        )
 
     def _expose(self, run: Run, frame: Frame, dtype: str) -> None:
         """Set the fitted attributes, out of the frame."""

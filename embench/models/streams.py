@@ -172,14 +172,15 @@ def mean_of(method: Callable[[FloatArray], FloatArray], X: Any) -> float:
     return float(stream.reduce(partial(_total, method, stream.columns), _sum)) / stream.n_samples
 
 
-def length_of(X: Any) -> int:
-    """Number of samples of anything that `fit` reads.
+def counted(X: Any) -> tuple[Any, int]:
+    """Anything that `fit` reads, opened if it is to be, and the number of its samples.
 
     Example:
-        >>> length_of(np.ones((3, 2)))
+        >>> counted(np.ones((3, 2)))[1]
         3
     """
-    return opened(X).n_samples if is_stream(X) else len(X)
+    X = opened(X) if is_stream(X) else X
+    return X, X.n_samples if isinstance(X, Stream) else len(X)
 
 
 def _statistics(

@@ -8,7 +8,8 @@ statistic. Both are matrix products in their fastest shape, over chunks that sta
 **The frame.** Expanding a square cancels digits where data lie far from the origin, so samples are
 centred and whitened once, before the first iteration, and parameters live in that frame until they
 are shown. Where this is not enough (`Samples.cancellation`: tight components far apart), the pass
-takes moments about the current means instead: slower, and exact wherever the data lie.
+takes samples minus means instead: exact wherever the data lie, and also faster where few components
+share the products of many features.
 
 **Layout.** Samples are feature-major, ``[..., n_features + 1, n_samples]``, the last row ones; what
 is per sample and component is ``[..., n_components, n_samples]``: a softmax over a short last
@@ -23,7 +24,7 @@ matrix products a little, and for small problems its calls cost a third of torch
 | module | what it knows |
 |---|---|
 | `arrays` | NumPy or torch |
-| `linalg` | factors of many small matrices |
+| `linalg` | triangular matrices |
 | `family` | parameters, statistics, and what a covariance family has to say |
 | `covariances` | the families |
 | `frame` | centring and whitening, there and back |

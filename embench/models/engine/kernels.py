@@ -93,6 +93,7 @@ class Exact:
         return to_numpy(count), to_numpy(first), to_numpy(self.family.scatter(Z))
 
     def _centred(self, index: tuple[int, ...], Y: Any) -> Any:
+        """Y minus the component's mean, in scratch memory: the next call overwrites it."""
         mean = self.arrays.of(self.parameters.means[index])
         out = self.arrays.scratch("centred", *Y.shape)
         return self.arrays.xp.subtract(Y, mean[:, None], out=out)

@@ -90,8 +90,8 @@ class Samples:
         device: str = "cpu",
     ) -> Self:
         """Centre and whiten X, of shape ([n_problems,] n_samples, n_features) [u]."""
-        moments = mean_and_covariance(X, sample_weight, diagonal=not family.is_rotated)
-        frame = Frame.of(family, *moments, reg_covar)
+        mean, spread = mean_and_covariance(X, sample_weight, diagonal=not family.is_rotated)
+        frame = Frame.of(family, mean, spread, reg_covar)
         return cls.within(frame, Arrays.on(device, dtype), X, sample_weight)
 
     @classmethod
@@ -133,6 +133,11 @@ class Samples:
     ) -> tuple[FloatArray, Parameters]:
         """Mean log-likelihood [nat] of ``parameters``, and the parameters after one EM step.
 
+        Args:
+            parameters: The current mixture, in this frame.
+            reg_covar: Added to the diagonal of every covariance of X [u^2].
+            posterior: As in `e_step`; it may be asked twice, and must answer the same.
+
         Moments by products of a component that has just become tight lack the digits that it now
         needs; those are taken again, exactly. From then on they are exact in the first place.
         """
@@ -140,8 +145,7 @@ class Samples:
         try:
             fitted = self.m_step(statistics, parameters, reg_covar, mend=False)
             blurred = self.risky(fitted)
-            if blurred.any():
-                blurred = blurred & ~statistics.about.any(-1)
+            blurred = blurred & ~statistics.about.any(-1)
         except IllDefinedCovariance:
             blurred = np.ones(parameters.weights.shape, dtype=bool)
         if blurred.any():
@@ -177,11 +181,11 @@ class Samples:
             exact: Components [..., K] that must not be expanded, beside those that are risky.
         """
         family = self.family if posterior is softmax else self.family.complete
-        risky = self.risky(parameters) if exact is None else self.risky(parameters) | exact
+        exact = self.risky(parameters) if exact is None else self.risky(parameters) | exact
         # One sum of second moments for all components is about one point each.
-        if self._is_wide(parameters, family) or (family.is_shared and risky.any()):
-            risky = np.ones_like(risky)
-        one_pass = _Pass(self, family, parameters, posterior, risky)
+        if self._is_wide(parameters, family) or (family.is_shared and exact.any()):
+            exact = np.ones_like(exact)
+        one_pass = _Pass(self, family, parameters, posterior, exact)
         statistics = one_pass.statistics()
         self.sparse = one_pass.counting < SPARSE * self.n_samples * parameters.weights.size
         return statistics
@@ -264,9 +268,11 @@ class Samples:
 
     def _is_wide(self, parameters: Parameters, family: Family) -> bool:
         """Whether there are too many products of features for the components that use them."""
-        n_components = math.prod(parameters.weights.shape[len(self.problems) :])
+        # Going through problems one by one costs more than it saves, and on GPUs nobody measured.
+        if self.problems or self.arrays.xp is not np:
+            return False
         n_products = family.n_products(self.n_features)
-        return family.has_pairs and n_products > PRODUCTS_PER_COMPONENT * n_components
+        return family.has_pairs and n_products > PRODUCTS_PER_COMPONENT * parameters.weights.size
 
     def _largest_square(self) -> float:
         return max(
@@ -276,11 +282,12 @@ class Samples:
 
 
 class _Pass:
-    """One E-step: log-joints and moments by products, or exactly where digits would be lost.
+    """One E-step: log-joints and moments by products, or exactly, from samples minus mean.
 
-    Components whose squares must not be expanded get log-joint and moments from samples minus
-    mean. So do the moments of all components where most responsibilities are negligible: picking
-    the few samples that count is then cheaper than multiplying all of them.
+    ``exact`` are the components whose squares are not expanded, because digits would be lost or
+    because it is faster so. The moments of all components are taken exactly where most
+    responsibilities are negligible: picking the few samples that count is then cheaper than
+    multiplying all of them.
     """
 
     def __init__(
@@ -289,20 +296,20 @@ class _Pass:
         family: Family,
         parameters: Parameters,
         posterior: Posterior,
-        risky: BoolArray,
+        exact: BoolArray,
     ) -> None:
         self.samples, self.family, self.parameters = samples, family, parameters
         self.arrays, self.posterior = samples.arrays, posterior
         self.exact = Exact(samples.arrays, samples.family, parameters, samples.frame.log_scale)
         self.shape = parameters.weights.shape
-        self.expands = not risky.all()
+        self.expands = not exact.all()
         # Nothing to gain where products are few or samples serve many runs.
         self.may_prune = (
             family.has_pairs and samples.n_features >= SPARSE_FROM and len(self.shape) == 1
         )
         self.prunes = self.may_prune and samples.sparse and self.expands
-        self.risky = _indices(risky)
-        self.by_moments = _indices(np.ones_like(risky)) if self.prunes else self.risky
+        self.by_differences = _indices(exact)
+        self.by_moments = _indices(np.ones_like(exact)) if self.prunes else self.by_differences
         self.moments: dict[tuple[int, ...], tuple[FloatArray, FloatArray, FloatArray]] = {}
         self.total = np.zeros(self.shape[:-1])
         self.counting = 0.0 if self.may_prune else math.inf
@@ -339,7 +346,7 @@ class _Pass:
                 columns = slice(inner.start - rows.start, inner.stop - rows.start)
                 log_joints(self.factors[problems], products, flat[..., columns], arrays)
         log_joint = flat.reshape(*some, *restarts, n)
-        for index, here in _within(self.risky, problems):
+        for index, here in _within(self.by_differences, problems):
             log_joint[here] = self.exact.log_joint_of(index, self._rows_of(index, rows))
         return log_joint, products
 

@@ -68,16 +68,17 @@ class StochasticEM(MixtureByEM):
         [1.0, 10.0]
     """
 
-    # Workers elsewhere would draw from copies of the random state.
-    in_memory = True
+    in_memory = True  # workers elsewhere would draw from copies of the random state
 
     def _steps(
         self, samples: Samples, parameters: Parameters, random_state: np.random.RandomState
     ) -> Iterator[tuple[float, Parameters]]:
         posterior = partial(_drawn, arrays=samples.arrays, random_state=random_state)
         while True:
-            log_likelihood, parameters = samples.em_step(parameters, self.reg_covar, posterior)
-            yield float(log_likelihood), parameters
+            # Not `em_step`, which may ask twice: a lot must not depend on what follows from it.
+            statistics = samples.e_step(parameters, posterior)
+            parameters = samples.m_step(statistics, parameters, self.reg_covar)
+            yield float(statistics.log_likelihood), parameters
 
 
 class IncrementalEM(MixtureByEM):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -777,6 +778,14 @@ def test_a_few_samples_after_a_fit_move_it_a_little(n_samples, covariance_type, 
         fitted.partial_fit(few[:, :2])
 
 
+@pytest.mark.parametrize("change", [{"covariance_type": "tied"}, {"n_components": 5}])
+def test_another_model_than_that_of_the_last_batch_is_refused(change, blobs):
+    model = em(n_components=3).partial_fit(blobs.X_train)
+
+    with pytest.raises(ValueError, match="changed since the last batch"):
+        model.set_params(**change).partial_fit(blobs.X_train)
+
+
 def test_batches_far_from_the_origin_lose_no_digits():
     data = make_dataset("blobs", seed=5, n_samples=1000, n_components=3, n_features=3)
     near, far = (em(n_components=3, reg_covar=1e-6) for _ in range(2))
@@ -787,6 +796,18 @@ def test_batches_far_from_the_origin_lose_no_digits():
 
     assert_allclose(far.means_ - 2.0**26, near.means_, atol=1e-6)
     assert_allclose(far.covariances_, near.covariances_, rtol=1e-5, atol=1e-6)
+
+
+def test_many_features_without_their_products_cost_in_proportion():
+    X = np.random.default_rng(40).standard_normal((20, 30_000))
+    params = {"covariance_type": "diag", "init_params": "random_from_data", "max_iter": 2}
+
+    tracemalloc.start()
+    em(n_components=2, **params).fit(X)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 20 * X.nbytes, "a matrix of all pairs of features is 1500 times X"
 
 
 def test_fewer_samples_than_features_are_fitted_with_a_warning_if_at_all():

@@ -170,6 +170,19 @@ def test_far_origins_and_unequal_units_change_nothing_but_units():
     assert_allclose(far.covariances_ / np.outer(units, units), near.covariances_, rtol=1e-6)
 
 
+@pytest.mark.parametrize("covariance_type", ["full", "diag"])
+def test_a_start_that_is_far_too_wide_costs_no_digits(covariance_type):
+    rng = np.random.default_rng(9)
+    X = rng.standard_normal((300, 3)) * [1e-6, 1.0, 1e6]
+    wide = np.stack([X.var() * np.eye(3)] * 2)
+    start = Mixture(np.full(2, 0.5), X[[0, 1]], wide)
+    params = {"covariance_type": covariance_type, "reg_covar": 0.0, "max_iter": 1}
+
+    em, missing = (model(start, name, **params).fit(X) for name in ("em", "missing-em"))
+
+    assert missing.score(X) == pytest.approx(em.score(X), rel=1e-9)
+
+
 def test_starts_of_its_own_and_float32_fit_data_with_holes():
     rng = np.random.default_rng(6)
     truth = Mixture(np.full(2, 0.5), np.array([[0.0, 0, 0], [9, 9, 9]]), np.stack([np.eye(3)] * 2))

@@ -157,6 +157,27 @@ def test_a_component_without_samples_is_the_prior(covariance_type):
     assert_allclose(mixture.means[1], X.mean(axis=0), atol=1e-9)
 
 
+SINGULAR = {
+    "duplicates": np.repeat([[0.0, 0.0], [1.0, 3.0], [5.0, 2.0]], 10, axis=0),
+    "fewer samples than features": np.random.default_rng(13).standard_normal((10, 30)),
+    "a feature that does not vary": np.c_[
+        np.random.default_rng(14).standard_normal(60), np.ones(60)
+    ],
+    "any": np.random.default_rng(15).standard_normal((300, 3)),
+}
+
+
+@pytest.mark.parametrize("init_params", ["kmeans", "k-means++", "random_from_data"])
+@pytest.mark.parametrize("name", SINGULAR)
+@families
+def test_no_covariance_collapses_without_regularisation(covariance_type, name, init_params):
+    params = {"covariance_type": covariance_type, "init_params": init_params, "n_components": 3}
+
+    model = make_model("map-em", **params, reg_covar=0.0, random_state=0).fit(SINGULAR[name])
+
+    assert np.isfinite(gaussian.log_likelihood(model.mixture_, SINGULAR[name]))
+
+
 @law
 @given(family_problems, st.sampled_from([1e-3, 7.0, 1e4]))
 def test_scaling_the_data_scales_the_mixture(problem, c):

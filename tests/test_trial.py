@@ -151,6 +151,14 @@ def test_more_threads_than_given_are_told(small_trial):
     assert "ran in 2 threads instead of 1" in record.message
 
 
+@pytest.mark.parametrize(("model", "told"), [("em", False), ("student-t-em", True)])
+def test_a_model_that_is_taken_at_its_word_is_told(small_trial, model, told):
+    record = run_trial(small_trial(model))
+
+    assert record.status == "ok"
+    assert ("by its own score" in record.message) == told
+
+
 def test_float32_data_reach_the_model_as_float32(small_trial):
     double = run_trial(small_trial(dataset=BLOBS))
     single = run_trial(small_trial(dataset=BLOBS, dtype="float32"))

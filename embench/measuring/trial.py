@@ -90,7 +90,12 @@ def _run(trial: Trial, disposable: bool) -> Record:
         gpu_peak_memory=readings[0].gpu_peak_memory,
     )
     environment = describe(trial.device)
-    remarks = (_on_convergence(trial, fitted), _on_threads(trial, environment), complaint)
+    remarks = (
+        _on_convergence(trial, fitted),
+        _on_judge(fitted),
+        _on_threads(trial, environment),
+        complaint,
+    )
     return Record(
         trial=trial,
         status="ok",
@@ -120,6 +125,13 @@ def _on_convergence(trial: Trial, fitted: Model) -> str:
     if told or getattr(fitted, "converged_", True):
         return ""
     return f"not converged after {getattr(fitted, 'n_iter_', 'all its')} iterations"
+
+
+def _on_judge(fitted: Model) -> str:
+    """A remark if the judge had to take the model's word for its quality."""
+    if isinstance(fitted, MixtureModel):
+        return ""
+    return "its NLL is by its own score: it has no mixture_ that the judge could compute"
 
 
 def _on_threads(trial: Trial, environment: Mapping[str, Any]) -> str:

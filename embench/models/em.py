@@ -64,8 +64,9 @@ class GaussianMixture(MixtureByEM):
 
     Maximises the mean log-likelihood 1/n sum_i log sum_k w_k N(x_i; mu_k, S_k) by alternating
     responsibilities and weighted moments. Constructor, attributes, starts and stopping rule are
-    those of `sklearn.mixture.GaussianMixture`; from the same start both go the same way. Restarts
-    go on side by side, at a fraction of the cost of one after another.
+    those of `sklearn.mixture.GaussianMixture`; from the same start both go the same way, but for a
+    component that loses all its samples: it stays where it is, and does not go to the origin.
+    Restarts go on side by side, at a fraction of the cost of one after another.
 
     Args:
         n_components: Number of components.
@@ -200,6 +201,11 @@ class GaussianMixture(MixtureByEM):
             average = samples.expected(run.parameters, self.reg_covar).averaged()
         else:
             run, average, frame = self._stepwise
+            if (frame.family, len(run.parameters.weights)) != (family, self.n_components):
+                raise ValueError(
+                    "covariance_type or n_components changed since the last batch: call fit, or "
+                    "partial_fit of a clone, to begin anew"
+                )
             arrays = Arrays.on(self._device(), X.dtype.name)
             samples = Samples.within(frame, arrays, X, sample_weight)
         statistics = samples.e_step(run.parameters)

@@ -208,6 +208,7 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
                 sample_weight=sample_weight,
                 dtype=self.dtype,
                 device=self._device(),
+                start_rows=10 * self.n_components,
             )  # X is now what the start is made of
             X, sample_weight = self._validated(X, sample_weight)
         else:

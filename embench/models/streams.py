@@ -104,11 +104,13 @@ def read(
     sample_weight: FloatArray | None = None,
     dtype: str = "auto",
     device: str = "cpu",
+    start_rows: int = 1,
 ) -> tuple[StreamedSamples, Any, FloatArray | None]:
     """The two passes before the first iteration.
 
     The first checks the samples and finds their mean and covariance, the second their largest
-    distance from the centre, and takes the rows of which a start is to be made.
+    distance from the centre, and takes the rows of which a start is to be made: at least
+    ``start_rows`` of them, where there are as many.
 
     Returns:
         The samples in their frame; some rows of X in their order, at most `START_ROWS` of them,
@@ -134,7 +136,7 @@ def read(
     if moments.fault:
         raise ValueError(moments.fault)
     frame = Frame.of(family, moments.mean, moments.scatter / moments.weight, reg_covar)
-    chosen = _chosen_rows(stream, random_state)
+    chosen = _chosen_rows(stream, start_rows, random_state)
     survey = partial(_survey, frame=frame, chosen=chosen)
     radius_squared, taken = stream.reduce(survey, _both_surveys)
     samples = StreamedSamples(
@@ -260,9 +262,10 @@ def _fault(chunk: Chunk) -> str:
     )
 
 
-def _chosen_rows(stream: Stream, random_state: np.random.RandomState) -> IntArray:
+def _chosen_rows(stream: Stream, at_least: int, random_state: np.random.RandomState) -> IntArray:
     """Numbers of the rows for the start, ascending."""
     most = min(START_ROWS, START_BYTES // (stream.n_features * stream.dtype.itemsize))
+    most = max(most, at_least)
     if stream.n_samples <= most:
         return np.arange(stream.n_samples)
     return np.sort(sample_without_replacement(stream.n_samples, most, random_state=random_state))

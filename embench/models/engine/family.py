@@ -26,7 +26,8 @@ ILL_DEFINED = (
 )
 
 COUNT_FLOOR = 10 * float(np.finfo(np.float64).eps)
-"""scikit-learn's: keeps a component without samples finite, moves no other one."""
+"""scikit-learn's: keeps a component without samples finite. scikit-learn adds it, which pulls the
+mean of a component that is nearly empty to wherever the origin is; as a bound it moves no other."""
 
 
 class IllDefinedCovariance(ValueError):
@@ -249,7 +250,7 @@ class Family(ABC):
         """
         # Relative to the samples where their weights sum to less than one of them.
         floor = COUNT_FLOOR * min(1.0, float(np.max(statistics.n_samples)))
-        counts = statistics.counts + floor
+        counts = np.maximum(statistics.counts, floor)
         shift = statistics.firsts / counts[..., None]
         covariances = self.covariances(statistics.seconds, counts, shift)
         empty = statistics.counts <= floor

@@ -239,7 +239,8 @@ class _Marginal:
         self.across = mixture.covariances[:, :, observed]
         own = self.across[:, observed]
         self.scale_tril = np.linalg.cholesky(own)
-        self.regression = np.linalg.solve(own, self.across.swapaxes(1, 2)).swapaxes(1, 2)
+        self.hidden = self.across[:, ~observed]
+        self.regression = np.linalg.solve(own, self.hidden.swapaxes(1, 2)).swapaxes(1, 2)
 
     def residuals(self, Y: FloatArray) -> FloatArray:
         """What was observed of Y [D, n], minus the means: [K, n_observed, n]."""
@@ -257,8 +258,15 @@ class _Marginal:
     def conditional(self, residuals: FloatArray) -> tuple[FloatArray, FloatArray]:
         """All features given the observed: their means minus the component's [K, D, n], and their
         covariances [K, D, D], which are 0 where observed."""
-        leftover = self.mixture.covariances - self.regression @ self.across.swapaxes(1, 2)
-        return self.regression @ residuals, leftover
+        K, D = self.mixture.means.shape
+        expected = np.empty((K, D, residuals.shape[-1]))
+        expected[:, self.observed] = residuals
+        expected[:, ~self.observed] = self.regression @ residuals
+        leftover = np.zeros((K, D, D))
+        missing = np.ix_(np.arange(K), ~self.observed, ~self.observed)
+        explained = self.regression @ self.hidden.swapaxes(1, 2)
+        leftover[missing] = self.mixture.covariances[missing] - explained
+        return expected, leftover
 
 
 def _filled(X: FloatArray) -> FloatArray:

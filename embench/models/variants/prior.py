@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
@@ -78,6 +79,24 @@ class MapEM(MixtureByEM):
             posterior = statistics.total_log_likelihood + _log_prior(prior, parameters, family)
             parameters = _mode(prior, statistics, family, regularisation)
             yield float(posterior / statistics.n_samples), parameters
+
+    def _initialised(
+        self,
+        X: FloatArray,
+        sample_weight: FloatArray | None,
+        random_state: np.random.RandomState,
+    ) -> Parameters:
+        """scikit-learn's start, as wide as the prior where it would have a singular covariance."""
+        drawn_before = random_state.get_state()
+        try:
+            return super()._initialised(X, sample_weight, random_state)
+        except ValueError as error:
+            if "ill-defined" not in str(error):
+                raise
+        random_state.set_state(drawn_before)
+        wide, variance = copy(self), float(np.var(X, axis=0, dtype=np.float64).mean())
+        wide.reg_covar = self.n_components ** (-2 / X.shape[1]) * variance
+        return super(MapEM, wide)._initialised(X, sample_weight, random_state)
 
     def _prior(self, parameters: Parameters) -> _Prior:
         """Of the frame, in which the samples have mean 0 and covariance 1."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tracemalloc
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -776,6 +777,12 @@ def test_a_few_samples_after_a_fit_move_it_a_little(n_samples, covariance_type, 
     assert_allclose(fitted.weights_, (1 - step) * before.weights + step * resp, rtol=1e-9)
     with pytest.raises(ValueError, match=r"3 features|expecting 3"):
         fitted.partial_fit(few[:, :2])
+
+
+@pytest.mark.parametrize("path", ["x.npy", Path("x.npy")])
+def test_a_batch_is_no_file(path):
+    with pytest.raises(ValueError, match=r"expected samples in memory, got 'x.npy': only fit"):
+        em(n_components=3).partial_fit(path)
 
 
 @pytest.mark.parametrize("change", [{"covariance_type": "tied"}, {"n_components": 5}])

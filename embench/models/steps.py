@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections import deque
@@ -322,6 +323,8 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
     ) -> tuple[FloatArray, FloatArray | None]:
         """X as a finite array of the model's dtype, after a look at every parameter."""
         self._validate_params()
+        if isinstance(X, str | os.PathLike):
+            raise ValueError(f"expected samples in memory, got {str(X)!r}: only fit reads files")
         dtype = [np.float64, np.float32] if self.dtype == "auto" else np.dtype(self.dtype)
         X = validate_data(self, X, dtype=dtype, ensure_min_samples=2 if reset else 1, reset=reset)
         if reset and len(X) < self.n_components:

@@ -26,8 +26,8 @@ ILL_DEFINED = (
 )
 
 COUNT_FLOOR = 10 * float(np.finfo(np.float64).eps)
-"""scikit-learn's: keeps a component without samples finite. scikit-learn adds it, which pulls the
-mean of a component that is nearly empty to wherever the origin is; as a bound it moves no other."""
+"""scikit-learn's: keeps a component without samples finite, and moves no other one by more than its
+last digits, but enough that the variance of a single sample is not exactly 0."""
 
 
 class IllDefinedCovariance(ValueError):
@@ -250,7 +250,7 @@ class Family(ABC):
         """
         # Relative to the samples where their weights sum to less than one of them.
         floor = COUNT_FLOOR * min(1.0, float(np.max(statistics.n_samples)))
-        counts = np.maximum(statistics.counts, floor)
+        counts = statistics.counts + floor
         shift = statistics.firsts / counts[..., None]
         covariances = self.covariances(statistics.seconds, counts, shift)
         empty = statistics.counts <= floor

@@ -68,7 +68,7 @@ def test_one_component_has_the_closed_form_likelihood(problem):
     covariance = np.atleast_2d(np.cov(X.T, ddof=0))
     if covariance_type == "diag":
         covariance = np.diag(np.diag(covariance))
-    elif covariance_type == "spherical":
+    elif "spherical" in covariance_type:
         covariance = np.eye(D) * np.trace(covariance) / D
 
     model = em(n_components=1, covariance_type=covariance_type, reg_covar=0.0).fit(X)
@@ -858,3 +858,60 @@ def test_float32_data_stay_float32_and_integers_become_float64(blobs):
 
     assert {single.means_.dtype, single.covariances_.dtype} == {np.dtype("float32")}
     assert double.means_.dtype == np.float64
+
+
+# Families that scikit-learn does not have
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("diagonal", "diag"),
+        ("isotropic", "spherical"),
+        ("shared_isotropic", "tied_spherical"),
+    ],
+)
+@pytest.mark.parametrize("init_params", INIT_PARAMS)
+def test_aliases_are_the_same_family(alias, name, init_params, blobs):
+    params = {"n_components": 3, "max_iter": 3, "init_params": init_params}
+
+    one, other = (em(covariance_type=word, **params).fit(blobs.X_train) for word in (alias, name))
+
+    assert_same(one.mixture_, other.mixture_, rtol=0, atol=0)
+    assert one.get_params()["covariance_type"] == alias
+
+
+def test_one_variance_for_all_starts_as_the_mean_of_those_of_each(blobs):
+    def start(covariance_type):
+        return em(n_components=3, max_iter=0, covariance_type=covariance_type).fit(blobs.X_train)
+
+    pooled, each = start("tied_spherical"), start("spherical")
+
+    assert pooled.covariances_ == pytest.approx(each.weights_ @ each.covariances_, rel=1e-12)
+    assert_array_equal(pooled.means_, each.means_)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_constant_covariance_stays_and_the_likelihood_rises(weighted, blobs):
+    weight = np.random.default_rng(0).integers(1, 4, size=400) if weighted else None
+    model = em(n_components=3, covariance_type="constant", max_iter=30)
+
+    bounds = model.fit(blobs.X_train, sample_weight=weight).lower_bounds_
+
+    assert_array_equal(model.mixture_.covariances, np.stack([np.eye(3)] * 3))
+    assert np.all(np.diff(bounds) >= -1e-12)
+    assert bounds[-1] > bounds[0]
+    assert model.bic(blobs.X_train) == pytest.approx(
+        -2 * 400 * model.score(blobs.X_train) + (3 * 3 + 2) * np.log(400), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("covariance_type", "given"),
+    [("tied_spherical", [1.0, 1.0, 1.0]), ("constant", 2.0), ("constant", [1.0])],
+)
+def test_precisions_that_are_not_one_number_are_refused(covariance_type, given, blobs):
+    model = em(n_components=3, covariance_type=covariance_type, precisions_init=given)
+
+    with pytest.raises(ValueError, match=f"{covariance_type}: expected precisions_init of"):
+        model.fit(blobs.X_train)

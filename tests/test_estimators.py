@@ -13,7 +13,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
-from strategies import COVARIANCE_TYPES, global_random_state, random_mixture
+from strategies import ALL_COVARIANCE_TYPES, global_random_state, random_mixture
 
 import embench
 from embench import gaussian, make_dataset, make_model, registry
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceW
 NAMES = [name for name, line in embench.models().items() if not line.startswith("not ")]
 VARIANTS = {
     **{name: (name, {}) for name in NAMES},
-    **{f"em {family}": ("em", {"covariance_type": family}) for family in COVARIANCE_TYPES[1:]},
+    **{f"em {family}": ("em", {"covariance_type": family}) for family in ALL_COVARIANCE_TYPES[1:]},
     "em float32": ("em", {"dtype": "float32"}),
 }
 WATCHED = [variant for variant in VARIANTS if variant != "onedal-em"]

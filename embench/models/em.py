@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 
 from embench.models import families
-from embench.models.engine import FAMILIES, Arrays, Frame, Parameters, Samples, Statistics
+from embench.models.engine import Arrays, Frame, Parameters, Samples, Statistics
 from embench.models.steps import MixtureByEM, Run, last
 from embench.types import FloatArray, IntArray, Mixture
 
@@ -70,7 +70,8 @@ class GaussianMixture(MixtureByEM):
 
     Args:
         n_components: Number of components.
-        covariance_type: "full", "tied", "diag" or "spherical".
+        covariance_type: "full", "tied", "diag", "spherical", or, beyond scikit-learn,
+            "tied_spherical" (one variance for all components) or "constant" (1 [u^2]).
         tol: Ends when the mean log-likelihood rises by less [nat]; 0 runs all iterations.
         reg_covar: Added to the diagonal of every covariance [u^2]. Where a covariance is not
             positive definite all the same, more is added to it, with a warning; 0 means none, and
@@ -147,7 +148,7 @@ class GaussianMixture(MixtureByEM):
                 np.stack([start.weights for start in starts]),
                 np.stack([start.means for start in starts]),
                 covariances,
-                FAMILIES[family].precisions_cholesky(covariances),
+                self._family.precisions_cholesky(covariances),
             )
         samples = self._framed(X, None)
         ended = last(self._lockstep(samples, samples.frame.inward(begin)))
@@ -192,7 +193,7 @@ class GaussianMixture(MixtureByEM):
         """
         known, first = hasattr(self, "converged_"), not hasattr(self, "_stepwise")
         X, sample_weight = self._validated(X, sample_weight, reset=not known)
-        family = FAMILIES[self.covariance_type]
+        family = self._family
         if first:
             samples = self._framed(X, sample_weight)
             random_state = check_random_state(self.random_state)

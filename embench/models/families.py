@@ -6,10 +6,14 @@
 | tied | (n_features, n_features) |
 | diag | (n_components, n_features) |
 | spherical | (n_components,) |
+| tied_spherical | () |
+| constant | (), which is 1 |
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -17,9 +21,32 @@ from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.mixture._base import BaseMixture
 from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
 
+from embench.models.engine import FAMILIES, Family
 from embench.models.engine.family import COUNT_FLOOR
 from embench.models.engine.linalg import inverse_factors
 from embench.types import FloatArray, Mixture
+
+ALIASES: Mapping[str, str] = {
+    "diagonal": "diag",
+    "isotropic": "spherical",
+    "shared_isotropic": "tied_spherical",
+}
+"""Other names of families, as gradient descent in PyTorch has them."""
+
+NAMES = frozenset({*FAMILIES, *ALIASES})
+"""Every ``covariance_type`` that there is."""
+
+ONE_VARIANCE = ("tied_spherical", "constant")
+"""Families that scikit-learn does not have: to it they are spherical."""
+
+
+def named(covariance_type: str) -> Family:
+    """The family of a name or of its alias.
+
+    >>> named("shared_isotropic").name
+    'tied_spherical'
+    """
+    return FAMILIES[ALIASES.get(covariance_type, covariance_type)]
 
 
 def mixture(
@@ -45,6 +72,14 @@ def initialise(
     scikit-learn leaves them out where ``precisions_init`` is given: its EM needs the factors only.
     Where all of the start is given there is nothing to make it of.
     """
+    family = named(model.covariance_type).name
+    known = in_known_words(model)
+    if known is not model:
+        initialise(known, X, random_state, sample_weight)
+        model.weights_, model.means_ = known.weights_, known.means_
+        model.covariances_ = _pooled(known.weights_, known.covariances_, family)
+        model.precisions_cholesky_ = FAMILIES[family].precisions_cholesky(model.covariances_)
+        return
     params = model.get_params()
     given = [params.get(f"{part}_init") is not None for part in ("weights", "means", "precisions")]
     if all(given):
@@ -55,6 +90,27 @@ def initialise(
         _initialise_weighted(model, X, random_state, sample_weight)
     if given[-1]:
         model.covariances_ = _covariances(model.precisions_cholesky_, model.covariance_type)
+
+
+def in_known_words(model: BaseMixture) -> BaseMixture:
+    """The model, or a copy in a family that scikit-learn has: starts and checks are its own.
+
+    Raises:
+        ValueError: ``precisions_init`` is not a single positive number where the family has one
+            variance, or not 1 where that is constant.
+    """
+    family = named(model.covariance_type).name
+    if family == model.covariance_type and family not in ONE_VARIANCE:
+        return model
+    known = copy(model)
+    known.covariance_type = "spherical" if family in ONE_VARIANCE else family
+    if family in ONE_VARIANCE and model.precisions_init is not None:
+        given = np.asarray(model.precisions_init, dtype=np.float64)
+        if given.ndim or not given > 0 or (family == "constant" and given != 1):
+            wanted = "1" if family == "constant" else "one number > 0"
+            raise ValueError(f"{family}: expected precisions_init of {wanted}, got {given}")
+        known.precisions_init = np.full(model.n_components, given)
+    return known
 
 
 def compact(start: Mixture, covariance_type: str) -> FloatArray:
@@ -79,7 +135,7 @@ def start_params(start: Mixture, covariance_type: str) -> dict[str, Any]:
         ValueError: The start's covariances are not of this family.
     """
     covariances = compact(start, covariance_type)
-    matrices = covariance_type in ("full", "tied")
+    matrices = named(covariance_type).is_rotated
     return {
         "weights_init": start.weights,
         "means_init": start.means,
@@ -138,7 +194,7 @@ def _initialise_weighted_tied(
 
 def precisions(precisions_cholesky: FloatArray, covariance_type: str) -> FloatArray:
     """Inverse covariances [u^-2] of their factors, in the family's shape."""
-    if covariance_type in ("full", "tied"):
+    if named(covariance_type).is_rotated:
         return _squared(precisions_cholesky)
     return np.square(precisions_cholesky)
 
@@ -148,7 +204,7 @@ def upper(precisions_cholesky: FloatArray, covariance_type: str) -> FloatArray:
 
     Those that a fit leaves are; what users set as ``precisions_cholesky_`` may be any factor.
     """
-    if covariance_type not in ("full", "tied") or not np.tril(precisions_cholesky, -1).any():
+    if not named(covariance_type).is_rotated or not np.tril(precisions_cholesky, -1).any():
         return precisions_cholesky
     covariances = np.linalg.inv(_squared(precisions_cholesky)).astype(np.float64)
     return inverse_factors(covariances)
@@ -160,31 +216,37 @@ def _squared(factors: FloatArray) -> FloatArray:
 
 def _covariances(precisions_cholesky: FloatArray, covariance_type: str) -> FloatArray:
     """Covariances [u^2] of the factors P with P P' = precision, in the family's shape."""
-    if covariance_type in ("full", "tied"):
+    if named(covariance_type).is_rotated:
         inverse = np.linalg.inv(precisions_cholesky)
         return inverse.swapaxes(-1, -2) @ inverse
     return 1.0 / np.square(precisions_cholesky)
+
+
+def _pooled(weights: FloatArray, variances: FloatArray, family: str) -> FloatArray:
+    """Variances of components in the shape of a family."""
+    if family == "constant":
+        return np.ones(())
+    return np.asarray(weights @ variances) if family == "tied_spherical" else variances
 
 
 def _full(
     covariances: FloatArray, covariance_type: str, n_components: int, n_features: int
 ) -> FloatArray:
     """Full matrices (n_components, n_features, n_features) from a family's shape."""
-    identity = np.eye(n_features)
-    if covariance_type == "full":
+    family = named(covariance_type)
+    if family.is_shared:
+        covariances = np.repeat(np.asarray(covariances)[None], n_components, axis=0)
+    if family.is_rotated:
         return covariances
-    if covariance_type == "tied":
-        return np.repeat(covariances[None], n_components, axis=0)
-    if covariance_type == "diag":
-        return covariances[:, :, None] * identity
-    return covariances[:, None, None] * identity
+    variances = covariances.reshape(n_components, -1, 1)
+    return variances * np.eye(n_features)
 
 
 def _compact(covariances: FloatArray, covariance_type: str) -> FloatArray:
     """A family's shape from full matrices, reading only the entries that the family has."""
-    if covariance_type == "full":
-        return covariances
-    if covariance_type == "tied":
-        return covariances[0]
-    variances = np.diagonal(covariances, axis1=1, axis2=2)
-    return variances if covariance_type == "diag" else variances[:, 0]
+    family = named(covariance_type)
+    if family.name == "constant":
+        return np.ones(())
+    own = covariances if family.is_rotated else np.diagonal(covariances, axis1=1, axis2=2)
+    own = own[:, 0] if family.own_dimensions == 0 else own
+    return np.asarray(own[0]) if family.is_shared else own

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from copy import copy
+from numbers import Real
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
@@ -16,11 +17,11 @@ import scipy
 import sklearn.mixture
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import StrOptions
-from sklearn.utils.validation import _check_sample_weight, validate_data
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from embench.models import engine, families, sources, streams
-from embench.models.engine import FAMILIES, Frame, Parameters, Samples
+from embench.models.engine import Family, Frame, Parameters, Samples
 from embench.types import FloatArray, IntArray, Mixture
 
 NOT_CONVERGED = (
@@ -28,6 +29,9 @@ NOT_CONVERGED = (
     "max_iter, tol, or check for degenerate data."
 )
 
+
+CovarianceType = Literal["full", "tied", "diag", "spherical", "tied_spherical", "constant"]
+"""The families' own names; `families.ALIASES` has others."""
 
 BLUR = 0.03
 """Deviations of a component by which rounding may move samples before the user hears of it: about
@@ -74,6 +78,8 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **sklearn.mixture.GaussianMixture._parameter_constraints,
+        "covariance_type": [StrOptions(set(families.NAMES))],
+        "precisions_init": ["array-like", Interval(Real, 0, None, closed="neither"), None],
         "device": [StrOptions({"cpu", "cuda", "auto"})],
         "dtype": [StrOptions({"float64", "float32", "auto"})],
     }
@@ -82,7 +88,7 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
         self,
         n_components: int = 1,
         *,
-        covariance_type: Literal["full", "tied", "diag", "spherical"] = "full",
+        covariance_type: CovarianceType = "full",
         tol: float = 1e-3,
         reg_covar: float = 1e-6,
         max_iter: int = 100,
@@ -192,6 +198,14 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
         """Responsibilities, (n_samples, n_components); rows sum to 1."""
         return streams.each_sample(super().predict_proba, X)
 
+    def sample(self, n_samples: int = 1) -> tuple[FloatArray, IntArray]:
+        """Draw X (n_samples, n_features) [u] and the components it comes from, in their order."""
+        check_is_fitted(self)
+        known = copy(families.in_known_words(self))
+        if self._family.name in families.ONE_VARIANCE:
+            known.covariances_ = np.full(len(self.means_), self.covariances_)
+        return super(DensityByEM, known).sample(n_samples)
+
     def _fitting(
         self, X: FloatArray, sample_weight: FloatArray | None
     ) -> tuple[Samples, Iterator[Run]]:
@@ -203,7 +217,7 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
             random_state = check_random_state(self.random_state)
             samples, X, sample_weight = streams.read(
                 X,
-                FAMILIES[self.covariance_type],
+                self._family,
                 self.reg_covar,
                 random_state,
                 sample_weight=sample_weight,
@@ -311,7 +325,7 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
         """Validated samples, centred and whitened where the passes will run."""
         return Samples.of(
             X,
-            FAMILIES[self.covariance_type],
+            self._family,
             self.reg_covar,
             sample_weight=sample_weight,
             dtype=X.dtype.name,
@@ -364,6 +378,17 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
         self.n_iter_, self.converged_ = run.n_iter, run.converged
         self.lower_bound_, self.lower_bounds_ = run.lower_bound, list(run.lower_bounds)
 
+    @property
+    def _family(self) -> Family:
+        return families.named(self.covariance_type)
+
+    def _check_parameters(self, X: FloatArray, xp: Any = None) -> None:
+        known = families.in_known_words(self)
+        super(DensityByEM, known)._check_parameters(X, xp)
+        self.weights_init, self.means_init = known.weights_init, known.means_init
+        if self._family.name == known.covariance_type:
+            self.precisions_init = known.precisions_init
+
     def _device(self) -> str:
         if self.device == "cpu":
             return "cpu"
@@ -378,8 +403,8 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
     def _n_parameters(self) -> int:
         # Of the components that were found, not of those that were asked for.
         n_components, n_features = self.means_.shape
-        family = FAMILIES[self.covariance_type]
-        return family.n_parameters(n_components, n_features) + n_components * (n_features + 1) - 1
+        own = self._family.n_parameters(n_components, n_features)
+        return own + n_components * (n_features + 1) - 1
 
     def _estimate_weighted_log_prob(self, X: FloatArray, xp: Any = None) -> FloatArray:
         """Log-joint (n_samples, n_components): what scikit-learn's score and predict build on."""
@@ -387,7 +412,7 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
         joint = engine.log_joint(
             X,
             self._parameters(),
-            FAMILIES[self.covariance_type],
+            self._family,
             dtype=dtype,
             device=self._device(),
         )

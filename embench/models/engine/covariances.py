@@ -29,6 +29,7 @@ whatever the data."""
 class Full(Family):
     """One covariance matrix per component."""
 
+    name = "full"
     own_dimensions = 2
     has_pairs = True
 
@@ -115,6 +116,7 @@ class Tied(Full):
     the second moments of all samples, which never change.
     """
 
+    name = "tied"
     is_shared = True
     has_pairs = False
 
@@ -205,6 +207,7 @@ _COMPLETE_TIED = CompleteTied()
 class Diag(Family):
     """One variance per component and feature."""
 
+    name = "diag"
     own_dimensions = 1
 
     def n_products(self, n_features: int) -> int:
@@ -273,6 +276,7 @@ class Diag(Family):
 class Spherical(Diag):
     """One variance per component; its second moments are means over the features."""
 
+    name = "spherical"
     own_dimensions = 0
 
     def n_products(self, n_features: int) -> int:
@@ -326,11 +330,82 @@ class Spherical(Diag):
         return np.square(precisions_cholesky)[..., None]
 
 
+class TiedSpherical(Spherical):
+    """One variance for all components and features."""
+
+    name = "tied_spherical"
+    is_shared = True
+
+    def coefficients(self, parameters: Parameters, log_scale: FloatArray) -> FloatArray:
+        precision = np.square(parameters.precisions_cholesky)[..., None, None]
+        linear = precision * parameters.means
+        rest = self.offset(parameters, linear, log_scale)
+        return np.concatenate(
+            [np.broadcast_to(-0.5 * precision, rest.shape), linear, rest], axis=-1
+        )
+
+    def seconds(self, sums: FloatArray, n_features: int) -> FloatArray:
+        return super().seconds(sums, n_features).sum(-1)
+
+    def own(self, array: FloatArray, index: tuple[int, ...]) -> FloatArray:
+        return array[index[:-1]]
+
+    def set_second(self, seconds: FloatArray, index: tuple[int, ...], second: FloatArray) -> None:
+        seconds[index[:-1]] += second
+
+    def log_det(self, precisions_cholesky: FloatArray, n_features: int) -> FloatArray:
+        return super().log_det(precisions_cholesky, n_features)[..., None]
+
+    def covariances(self, seconds: FloatArray, counts: FloatArray, shift: FloatArray) -> FloatArray:
+        between = (counts * np.square(shift).mean(-1)).sum(-1)
+        return (seconds - between) / counts.sum(-1)
+
+    def translate(
+        self, seconds: FloatArray, counts: FloatArray, firsts: FloatArray, shift: FloatArray
+    ) -> FloatArray:
+        return seconds + super().translate(np.zeros(()), counts, firsts, shift).sum(-1)
+
+    def trace_of_precision(self, precisions_cholesky: FloatArray, n_features: int) -> FloatArray:
+        return super().trace_of_precision(precisions_cholesky, n_features)[..., None]
+
+    def n_parameters(self, n_components: int, n_features: int) -> int:
+        return 1
+
+    def collapse(self, covariances: FloatArray, empty: BoolArray) -> None:
+        """None: the variance is made of all components."""
+
+    def rescale(
+        self, covariances: FloatArray, factors: FloatArray, A: FloatArray, inverse: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        scale = A[..., 0]
+        return covariances * scale**2, factors / scale
+
+    def regularisation(self, inverse: FloatArray) -> FloatArray:
+        return np.square(inverse[..., 0])
+
+
+class Constant(TiedSpherical):
+    """A variance of 1 [u^2] for all components and features, which is not learned."""
+
+    name = "constant"
+
+    def covariances(self, seconds: FloatArray, counts: FloatArray, shift: FloatArray) -> FloatArray:
+        return np.ones(seconds.shape)
+
+    def n_parameters(self, n_components: int, n_features: int) -> int:
+        return 0
+
+    def unit(self, covariance: FloatArray) -> FloatArray:
+        # In any other frame it would not be 1.
+        return np.ones_like(covariance)
+
+    def regularisation(self, inverse: FloatArray) -> FloatArray:
+        return np.zeros(inverse.shape[:-1])
+
+
 FAMILIES: Mapping[str, Family] = {
-    "full": Full(),
-    "tied": Tied(),
-    "diag": Diag(),
-    "spherical": Spherical(),
+    family.name: family
+    for family in (Full(), Tied(), Diag(), Spherical(), TiedSpherical(), Constant())
 }
 
 

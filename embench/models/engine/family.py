@@ -96,6 +96,9 @@ class Statistics(NamedTuple):
 class Family(ABC):
     """One covariance family. Y is [..., D + 1, n] in the frame, the last row ones."""
 
+    name: ClassVar[str]
+    """What it is called."""
+
     own_dimensions: ClassVar[int]
     """Dimensions of one covariance: 2 for a matrix, 1 for variances, 0 for a variance."""
 
@@ -207,7 +210,7 @@ class Family(ABC):
     def per_covariance(self, counts: FloatArray) -> FloatArray:
         """Counts [..., K] in a shape that multiplies covariances: their sum where one is shared."""
         counts = counts.sum(-1) if self.is_shared else counts
-        return counts.reshape(*counts.shape, *[1] * self.own_dimensions)
+        return np.reshape(counts, (*counts.shape, *[1] * self.own_dimensions))
 
     def constant(self, parameters: Parameters, log_scale: FloatArray) -> FloatArray:
         """Log-joint at the mean, [..., K] [nat]; ``log_scale`` [...] is that of the frame."""
@@ -293,7 +296,7 @@ class Family(ABC):
         """
         if not np.any(regularisation) or not np.isfinite(covariances).all():
             raise IllDefinedCovariance(ILL_DEFINED)
-        covariances = covariances.copy()
+        covariances = np.array(covariances)
         regularisation = np.broadcast_to(regularisation, covariances.shape)
         for index in np.ndindex(covariances.shape[: covariances.ndim - self.own_dimensions]):
             factor = 1.0

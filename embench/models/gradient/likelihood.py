@@ -102,7 +102,7 @@ def log_joint(Y: Tensor, mixture: Components) -> Tensor:
 
 def _whitened(Y: Tensor, means: Tensor, factors: Tensor) -> Tensor:
     """P' (y - mu) [K, D, n], in standard deviations."""
-    K, D, n = means.shape
+    K, D = means.shape[:2]
     if factors.ndim == 3:
         return factors * (Y[:-1] - means)
     if factors.shape[-1] > 1:

@@ -21,7 +21,6 @@ from sklearn.utils.validation import (
 
 from embench.models import families, streams
 from embench.models.engine import (
-    FAMILIES,
     Arrays,
     Family,
     Frame,
@@ -87,7 +86,7 @@ class MissingEM(MixtureByEM):
     def _framed(self, X: FloatArray, sample_weight: FloatArray | None) -> Samples:
         return IncompleteSamples.of(
             X,
-            FAMILIES[self.covariance_type],
+            self._family,
             self.reg_covar,
             sample_weight=sample_weight,
             dtype=X.dtype.name,
@@ -167,11 +166,6 @@ class IncompleteSamples(Samples):
         # Nothing here expands a square, so nobody asks how far samples lie from the centre.
         return cls(Y, frame, arrays, sample_weight, radius_squared=math.nan)
 
-    @property
-    def covariance_type(self) -> str:
-        """The name of the family."""
-        return next(name for name, family in FAMILIES.items() if family is self.family)
-
     @cached_property
     def patterns(self) -> list[_Pattern]:
         """The samples by what was observed of them."""
@@ -181,7 +175,7 @@ class IncompleteSamples(Samples):
         self, parameters: Parameters, posterior: Posterior = softmax, **how: Any
     ) -> Statistics:
         """Expected statistics about the means, given what was observed."""
-        mixture = families.mixture(*parameters[:3], self.covariance_type)
+        mixture = families.mixture(*parameters[:3], self.family.name)
         total, sums = 0.0, (np.zeros_like(part) for part in vars(mixture).values())
         counts, firsts, seconds = sums
         for observed, rows in self.patterns:
@@ -208,13 +202,9 @@ class IncompleteSamples(Samples):
 
     def _of_family(self, seconds: FloatArray) -> FloatArray:
         """Second moments of the family, from full ones [K, D, D]."""
-        squares = np.diagonal(seconds, axis1=1, axis2=2)
-        return {
-            "full": seconds,
-            "tied": seconds.sum(axis=0),
-            "diag": squares,
-            "spherical": squares.mean(axis=-1),
-        }[self.covariance_type]
+        own = seconds if self.family.is_rotated else np.diagonal(seconds, axis1=1, axis2=2)
+        own = own.mean(axis=-1) if self.family.own_dimensions == 0 else own
+        return own.sum(axis=0) if self.family.is_shared else own
 
 
 class _Pattern(NamedTuple):

@@ -108,7 +108,9 @@ class MapEM(MixtureByEM):
             "diag": (nu + 3, psi),
             # A spherical variance counts once for every feature.
             "spherical": ((nu + 2) / D + 1, psi / D),
-        }[self.covariance_type]
+            "tied_spherical": ((nu + 2) / D + K, psi / D),
+            "constant": (0.0, 0.0),
+        }[self._family.name]
         parts = (self.weight_concentration_prior - 1, self.mean_precision_prior, counts, scale)
         return _Prior(*(self.prior_strength * part for part in parts))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from embench.models.engine import FAMILIES, Parameters, Samples, softmax
+from embench.models.engine import Parameters, Samples, softmax
 from embench.models.engine.arrays import to_numpy
 from embench.models.steps import MixtureByEM, Run
 from embench.types import FloatArray, IntArray
@@ -71,15 +71,16 @@ class FigueiredoJainEM(MixtureByEM):
     def _start(self, X: FloatArray, *rest: Any) -> Parameters:
         """Components alike and wide, so that none begins as a handful of samples."""
         start = super()._start(X, *rest)
-        if self.precisions_init is not None:
+        family = self._family
+        if self.precisions_init is not None or family.n_parameters(1, X.shape[1]) == 0:
             return start
         variances = X.var(axis=0, dtype=np.float64) / START_NARROWER + self.reg_covar
-        if self.covariance_type == "spherical":
+        if family.own_dimensions == 0:
             variances = variances.mean(keepdims=True)[0]
-        one = np.diag(variances) if self.covariance_type in ("full", "tied") else variances
+        one = np.diag(variances) if family.is_rotated else variances
         covariances = np.empty_like(start.covariances)
         covariances[...] = one
-        factors = FAMILIES[self.covariance_type].precisions_cholesky(covariances)
+        factors = family.precisions_cholesky(covariances)
         weights = np.ones_like(start.weights) if self.weights_init is None else start.weights
         return Parameters(weights / weights.sum(), start.means, covariances, factors)
 

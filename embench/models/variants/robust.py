@@ -18,7 +18,7 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from embench.models import engine, families, streams
-from embench.models.engine import FAMILIES, Frame, Parameters, Samples, softmax
+from embench.models.engine import Frame, Parameters, Samples, softmax
 from embench.models.engine.arrays import to_numpy
 from embench.models.steps import DensityByEM, Run
 from embench.types import FloatArray, IntArray
@@ -144,7 +144,7 @@ class StudentTEM(_RobustMixture):
             yield float(statistics.log_likelihood), _Extended(parameters, dof)
 
     def _estimate_weighted_log_prob(self, X: FloatArray, xp: Any = None) -> FloatArray:
-        parameters, family = self._parameters(), FAMILIES[self.covariance_type]
+        parameters, family = self._parameters(), self._family
         unweighted = parameters._replace(weights=np.ones_like(parameters.weights))
         log_prob = engine.log_joint(
             X, unweighted, family, dtype=self._precision_for(X), device=self._device()

@@ -190,6 +190,11 @@ class Family(ABC):
         """What leaves y as it is, as `unit` makes it."""
         return np.eye(n_features) if self.is_rotated else np.ones(n_features)
 
+    def round_covariances(self, n_components: int, n_features: int) -> FloatArray:
+        """Covariances of 1 in every direction, in the shape of this family."""
+        shape = [n_components] * (not self.is_shared) + [n_features] * self.own_dimensions
+        return np.broadcast_to(np.eye(n_features) if self.is_rotated else 1.0, shape).copy()
+
     @property
     def complete(self) -> Family:
         """The same family with log-joints that lack nothing, for those who change them."""

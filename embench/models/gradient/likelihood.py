@@ -91,17 +91,23 @@ def log_joint(Y: Tensor, mixture: Components) -> Tensor:
         >>> round(joint.item() + math.log(2 * math.pi), 6)
         0.0
     """
-    log_weights, means, factors = mixture
-    white = _whitened(Y, means, factors)
-    diagonals = factors if factors.ndim == 3 else factors.diagonal(0, 1, 2).movedim(-1, 1)
-    log_det = diagonals.log().sum(1) * (means.shape[1] // diagonals.shape[1])
-    constant = log_weights + log_det - 0.5 * means.shape[1] * math.log(2 * math.pi)
+    white = whitened(Y, mixture)
+    scale = 0.5 * mixture.means.shape[1] * math.log(2 * math.pi)
+    constant = mixture.log_weights + log_det(mixture) - scale
     # Half the memory traffic of a square and its sum.
     return constant - 0.5 * torch.linalg.vecdot(white, white, dim=1)
 
 
-def _whitened(Y: Tensor, means: Tensor, factors: Tensor) -> Tensor:
-    """P' (y - mu) [K, D, n], in standard deviations."""
+def log_det(mixture: Components) -> Tensor:
+    """Log-determinant of each factor, [C, n]: minus half of that of the covariance."""
+    factors, n_features = mixture.factors, mixture.means.shape[1]
+    diagonals = factors if factors.ndim == 3 else factors.diagonal(0, 1, 2).movedim(-1, 1)
+    return diagonals.log().sum(1) * (n_features // diagonals.shape[1])
+
+
+def whitened(Y: Tensor, mixture: Components) -> Tensor:
+    """P' (y - mu) [K, D, n], in standard deviations; Y as in `log_joint`."""
+    _, means, factors = mixture
     K, D = means.shape[:2]
     if factors.ndim == 3:
         return factors * (Y[:-1] - means)

@@ -72,7 +72,13 @@ class MapEM(MixtureByEM):
     def _steps(
         self, samples: Samples, parameters: Parameters, random_state: np.random.RandomState
     ) -> Iterator[tuple[float, Parameters]]:
-        prior = self._prior(parameters)
+        prior = conjugate_prior(
+            samples.family,
+            *parameters.means.shape,
+            strength=self.prior_strength,
+            weight_concentration=self.weight_concentration_prior,
+            mean_precision=self.mean_precision_prior,
+        )
         family, regularisation = samples.family, samples.frame.regularisation(self.reg_covar)
         while True:
             statistics = samples.e_step(parameters)
@@ -98,25 +104,9 @@ class MapEM(MixtureByEM):
         wide.reg_covar = self.n_components ** (-2 / X.shape[1]) * variance
         return super(MapEM, wide)._initialised(X, sample_weight, random_state)
 
-    def _prior(self, parameters: Parameters) -> _Prior:
-        """Of the frame, in which the samples have mean 0 and covariance 1."""
-        K, D = parameters.means.shape
-        nu, psi = D + 2, K ** (-2 / D)
-        counts, scale = {
-            "full": (nu + D + 2, psi),
-            "tied": (nu + D + 1 + K, psi),
-            "diag": (nu + 3, psi),
-            # A spherical variance counts once for every feature.
-            "spherical": ((nu + 2) / D + 1, psi / D),
-            "tied_spherical": ((nu + 2) / D + K, psi / D),
-            "constant": (0.0, 0.0),
-        }[self._family.name]
-        parts = (self.weight_concentration_prior - 1, self.mean_precision_prior, counts, scale)
-        return _Prior(*(self.prior_strength * part for part in parts))
 
-
-class _Prior(NamedTuple):
-    """What the prior adds: to the count of each weight, mean and covariance, and ``scale`` times
+class Prior(NamedTuple):
+    """What a prior adds: to the count of each weight, mean and covariance, and ``scale`` times
     the identity to second moments."""
 
     weight_counts: float
@@ -125,7 +115,33 @@ class _Prior(NamedTuple):
     scale: float
 
 
-def _log_prior(prior: _Prior, parameters: Parameters, family: Family) -> float:
+def conjugate_prior(
+    family: Family,
+    n_components: int,
+    n_features: int,
+    *,
+    strength: float = 1.0,
+    weight_concentration: float = 1.0,
+    mean_precision: float = 0.01,
+) -> Prior:
+    """That of `MapEM`, in the frame in which the samples have mean 0 and covariance 1."""
+    K, D = n_components, n_features
+    nu, psi = D + 2, K ** (-2 / D)
+    counts, scale = {
+        "full": (nu + D + 2, psi),
+        "tied": (nu + D + 1 + K, psi),
+        "diag": (nu + 3, psi),
+        # A spherical variance counts once for every feature.
+        "spherical": ((nu + 2) / D + 1, psi / D),
+        "tied_spherical": ((nu + 2) / D + K, psi / D),
+        "constant": (0.0, 0.0),
+    }[family.name]
+    return Prior(
+        *(strength * part for part in (weight_concentration - 1, mean_precision, counts, scale))
+    )
+
+
+def _log_prior(prior: Prior, parameters: Parameters, family: Family) -> float:
     """Log-density of the prior but for its constant [nat]."""
     K, D = parameters.means.shape
     factors = parameters.precisions_cholesky
@@ -142,7 +158,7 @@ def _log_prior(prior: _Prior, parameters: Parameters, family: Family) -> float:
 
 
 def _mode(
-    prior: _Prior, statistics: Statistics, family: Family, regularisation: FloatArray
+    prior: Prior, statistics: Statistics, family: Family, regularisation: FloatArray
 ) -> Parameters:
     """The mixture of the highest posterior, given responsibilities: the M-step.
 
@@ -161,7 +177,7 @@ def _mode(
     return Parameters(weights / weights.sum(), means, covariances, factors)
 
 
-def _pseudo(prior: _Prior, statistics: Statistics, family: Family) -> Statistics:
+def _pseudo(prior: Prior, statistics: Statistics, family: Family) -> Statistics:
     """Statistics of the prior's samples of means and second moments."""
     D = statistics.firsts.shape[-1]
     identity = np.eye(D) if family.is_rotated else 1.0

@@ -1,0 +1,75 @@
+"""Between the engine's parameters and the free numbers that gradients are taken in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from embench.models.engine import Family, Parameters
+from embench.models.engine.linalg import triangular_inverses
+from embench.models.gradient.likelihood import Components, Coordinates, components
+from embench.types import FloatArray
+
+
+def to_coordinates(parameters: Parameters, family: Family) -> Coordinates:
+    """Free numbers of one mixture, in float64; `to_parameters` is the way back.
+
+    Args:
+        parameters: A mixture without leading dimensions.
+        family: Its covariance family.
+
+    Example:
+        >>> from embench.models.engine import FAMILIES
+        >>> deviation = np.array([np.e])
+        >>> one = Parameters(np.ones(1), np.zeros((1, 2)), deviation**2, 1 / deviation)
+        >>> to_coordinates(one, FAMILIES["spherical"]).log_stddevs.tolist()
+        [[[1.0]]]
+    """
+    n_features = parameters.means.shape[1]
+    factors = _stacked(parameters.precisions_cholesky, family)
+    if family.is_rotated:
+        diagonals = np.diagonal(factors, axis1=1, axis2=2)
+        triangles = factors / diagonals[:, None, :]
+        coefficients = triangles[:, *np.triu_indices(n_features, 1)]
+    else:
+        diagonals, coefficients = factors, np.empty((len(factors), 0))
+    log_weights = np.log(np.maximum(parameters.weights, np.finfo(float).tiny))
+    parts = (log_weights, parameters.means, -np.log(diagonals), coefficients)
+    # One after another in memory: torch's L-BFGS strings them together.
+    return Coordinates(*(torch.tensor(np.ascontiguousarray(part[..., None])) for part in parts))
+
+
+def to_parameters(coordinates: Coordinates, family: Family) -> Parameters:
+    """The engine's parameters of free numbers, in the shape of the family."""
+    with torch.no_grad():
+        parameters = of_components(components(coordinates), family)
+    factors = parameters.precisions_cholesky
+    if not family.is_rotated:
+        return parameters._replace(covariances=1 / np.square(factors))
+    scale = triangular_inverses(factors.swapaxes(-1, -2))
+    return parameters._replace(covariances=scale @ scale.swapaxes(-1, -2))
+
+
+def of_components(mixture: Components, family: Family) -> Parameters:
+    """The engine's parameters but for the covariances, in whose place the factors stand once more:
+    they have their shape, which is all that an E-step wants of them."""
+    log_weights, means, factors = (
+        part.detach().cpu().numpy().astype(np.float64)[..., 0] for part in mixture
+    )
+    factors = factors[..., 0] if family.own_dimensions == 0 else factors
+    factors = factors[0] if family.is_shared else factors
+    return Parameters(np.exp(log_weights), means, factors, factors)
+
+
+def like_factors(array: FloatArray, family: Family) -> FloatArray:
+    """An array in the shape of the family's factors as one of `Components`."""
+    return _stacked(array, family)[..., None]
+
+
+def _stacked(factors: Any, family: Family) -> FloatArray:
+    """Factors [C, D, D] or [C, S] of those in the shape of a family."""
+    factors = np.asarray(factors)
+    factors = factors[None] if family.is_shared else factors
+    return factors[..., None] if family.own_dimensions == 0 else factors

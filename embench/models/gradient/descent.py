@@ -1,0 +1,358 @@
+"""``gd`` and ``gd-closed-form``: Gaussian mixtures by gradient descent."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from numbers import Integral, Real
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from sklearn.utils._param_validation import Interval, StrOptions
+from torch import Tensor
+from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from embench.models.engine import Arrays, Frame, Parameters, Samples, mean_and_covariance, split
+from embench.models.gradient.coordinates import to_coordinates, to_parameters
+from embench.models.gradient.likelihood import Components
+from embench.models.gradient.mitigation import (
+    MITIGATIONS,
+    SingularityWarning,
+    collapsed_components,
+    log_prior,
+)
+from embench.models.gradient.objective import (
+    Likelihood,
+    Objective,
+    by_autograd,
+    in_closed_form,
+)
+from embench.models.steps import CovarianceType, MixtureByEM, Run
+from embench.models.variants.prior import conjugate_prior
+from embench.types import FloatArray
+
+OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
+"""Beside "lbfgs", which has no learning rates and wants all samples."""
+
+LINE_SEARCH = 25
+"""Most evaluations of one line search."""
+
+POSITIVE = [Interval(Real, 0, None, closed="neither")]
+
+
+class GradientMixture(MixtureByEM):
+    """Gradient descent on the likelihood, by autograd: six covariance families.
+
+    Minimises the mean negative log-likelihood -1/n sum_i log sum_k w_k N(x_i; mu_k, S_k) in free
+    numbers: logits of the weights, means, and of each covariance the regression of every feature on
+    those before it (`Coordinates`). Learning rates are in standard deviations of the data, so that
+    rescaled data give the rescaled mixture, and both fall to 0 along a cosine.
+
+    Leaves out constraints, line searches (but for "lbfgs") and guarantees: the likelihood may fall
+    in between. ``lower_bound_`` is the mean log-likelihood of the mixture *after* the last
+    iteration, `lower_bounds_` that after each. ``n_mitigations_`` counts how often a component was
+    found collapsed. Files are loaded whole.
+
+    Args:
+        n_components: Number of components.
+        covariance_type: "full", "tied", "diag" (or "diagonal"), "spherical" ("isotropic"),
+            "tied_spherical" ("shared_isotropic") or "constant": 1 [u^2].
+        optimizer: "adam", "adamw", "sgd" or "lbfgs" (with strong Wolfe conditions).
+        mixture_lr, component_lr: Learning rates of the logits, and of means and covariances; not
+            used by "lbfgs".
+        schedule: "cosine" or "constant", of both.
+        max_iter: Largest number of passes over the samples, which is one step each where
+            ``batch_size`` is None.
+        batch_size: Samples per step, drawn anew in every pass; the last ones of a pass make a
+            smaller step. None for all samples.
+        tol: Ends when no entry of the gradient of the loss is larger [nat], in the coordinates
+            descended in. With batches only the end is looked at.
+        init: "kmeans", "k-means++", "random" or "random_from_data" as in EM, or "uniform": equal
+            weights, unit covariances [u^2] and means in [-radius, radius].
+        radius: Of "uniform" [u].
+        standardize: False: learning rates are in units of X, not of its standard deviations.
+        mitigation: What becomes of a component whose standard deviation, in some feature given the
+            features before it, falls below ``min_stddev``. "clamp": it stays there. "reset": it
+            begins anew at a sample, as wide as the data. "map": a conjugate prior keeps it wider
+            from the beginning, the loss is the negative log-posterior, and the optimum that of
+            `map-em`.
+        min_stddev: See there [u].
+        prior_strength: Of "map", as in `map-em`.
+        reg_covar: Of the start alone [u^2].
+        n_init, weights_init, means_init, precisions_init, random_state, warm_start, verbose,
+            verbose_interval, device, dtype: As in `em`.
+
+    Source:
+        Bishop (2006), Pattern Recognition and Machine Learning, sections 5.6 and 9.2.1; Kingma and
+        Ba (2015), Adam; Loshchilov and Hutter (2017), SGDR, eq. 5.
+
+    Example:
+        >>> X = np.random.default_rng(0).normal([[0.0], [10.0]], size=(2, 200)).reshape(-1, 1)
+        >>> gd = GradientMixture(n_components=2, random_state=0).fit(X)
+        >>> sorted(gd.means_[:, 0].round(0).tolist())
+        [0.0, 10.0]
+    """
+
+    version: ClassVar[str] = f"{MixtureByEM.version}, torch {torch.__version__}"
+
+    in_memory = True
+
+    likelihood: ClassVar[Likelihood] = staticmethod(by_autograd)
+    """Where gradients come from."""
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **MixtureByEM._parameter_constraints,
+        "optimizer": [StrOptions({*OPTIMIZERS, "lbfgs"})],
+        "mixture_lr": POSITIVE,
+        "component_lr": POSITIVE,
+        "schedule": [StrOptions({"cosine", "constant"})],
+        "batch_size": [Interval(Integral, 1, None, closed="left"), None],
+        "init": [StrOptions({"kmeans", "k-means++", "random", "random_from_data", "uniform"})],
+        "radius": POSITIVE,
+        "standardize": ["boolean"],
+        "mitigation": [StrOptions(set(MITIGATIONS))],
+        "min_stddev": POSITIVE,
+        "prior_strength": POSITIVE,
+    }
+
+    def __init__(
+        self,
+        n_components: int = 1,
+        *,
+        covariance_type: CovarianceType = "full",
+        optimizer: Literal["adam", "adamw", "sgd", "lbfgs"] = "adam",
+        mixture_lr: float = 0.05,
+        component_lr: float = 0.05,
+        schedule: Literal["cosine", "constant"] = "cosine",
+        max_iter: int = 500,
+        batch_size: int | None = None,
+        tol: float = 1e-4,
+        init: Literal["kmeans", "k-means++", "random", "random_from_data", "uniform"] = "kmeans",
+        radius: float = 8.0,
+        standardize: bool = True,
+        mitigation: Literal["clamp", "reset", "map"] = "clamp",
+        min_stddev: float = 1e-6,
+        prior_strength: float = 1.0,
+        reg_covar: float = 1e-6,
+        n_init: int = 1,
+        weights_init: FloatArray | None = None,
+        means_init: FloatArray | None = None,
+        precisions_init: FloatArray | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        warm_start: bool = False,
+        verbose: int = 0,
+        verbose_interval: int = 10,
+        device: Literal["cpu", "cuda", "auto"] = "cpu",
+        dtype: Literal["auto", "float64", "float32"] = "auto",
+    ) -> None:
+        self.n_components = n_components
+        self.covariance_type = covariance_type
+        self.optimizer = optimizer
+        self.mixture_lr = mixture_lr
+        self.component_lr = component_lr
+        self.schedule = schedule
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.tol = tol
+        self.init = init
+        self.radius = radius
+        self.standardize = standardize
+        self.mitigation = mitigation
+        self.min_stddev = min_stddev
+        self.prior_strength = prior_strength
+        self.reg_covar = reg_covar
+        self.n_init = n_init
+        self.weights_init = weights_init
+        self.means_init = means_init
+        self.precisions_init = precisions_init
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.verbose = verbose
+        self.verbose_interval = verbose_interval
+        self.device = device
+        self.dtype = dtype
+
+    @property
+    def init_params(self) -> str:
+        """What scikit-learn's code calls ``init``."""
+        return self.init
+
+    def _validated(self, X: FloatArray, *rest: Any, **how: Any) -> Any:
+        found = super()._validated(X, *rest, **how)
+        if self.optimizer == "lbfgs" and self.batch_size is not None:
+            raise ValueError(
+                f"optimizer='lbfgs' needs all samples in every step, got batch_size="
+                f"{self.batch_size}: use batch_size=None or another optimizer"
+            )
+        if self.mitigation == "map" and not self.standardize:
+            raise ValueError(
+                "mitigation='map' has its prior in standardised data: standardize=True"
+            )
+        return found
+
+    def _framed(self, X: FloatArray, sample_weight: FloatArray | None) -> Samples:
+        if self.standardize:
+            return super()._framed(X, sample_weight)
+        family = self._family
+        mean, _ = mean_and_covariance(X, sample_weight, diagonal=not family.is_rotated)
+        identity = family.identity(X.shape[1])
+        arrays = Arrays.on(self._device(), X.dtype.name)
+        return Samples.within(Frame(family, mean, identity, identity), arrays, X, sample_weight)
+
+    def _start(self, X: FloatArray, *rest: Any) -> Parameters:
+        given = (self.weights_init, self.means_init, self.precisions_init)
+        if self.init != "uniform" or all(part is not None for part in given):
+            return super()._start(X, *rest)
+        if any(part is not None for part in given):
+            raise ValueError(
+                "init='uniform': expected all of weights_init, means_init and precisions_init, or "
+                "none of them"
+            )
+        K, D, random_state = self.n_components, X.shape[1], rest[-1]
+        covariances = self._family.round_covariances(K, D)
+        return Parameters(
+            np.full(K, 1 / K),
+            random_state.uniform(-self.radius, self.radius, size=(K, D)),
+            covariances,
+            covariances,
+        )
+
+    def _iterated(
+        self, samples: Samples, run: Run, random_state: np.random.RandomState
+    ) -> Iterator[Run]:
+        """A run after each pass over the samples, with its own log-likelihood."""
+        objective = self._objective(samples, run.parameters)
+        for loss in self._descended(objective, random_state):
+            before, bounds = run.lower_bound, (*run.lower_bounds, -loss)
+            parameters = to_parameters(objective.coordinates, samples.family)
+            converged = objective.steepness <= self.tol
+            run = Run(parameters, -loss, bounds, run.n_iter + 1, converged)
+            self._print_verbose_msg_iter_end(run.n_iter, run.lower_bound - before)
+            yield run
+            if converged:
+                return
+
+    def _objective(self, samples: Samples, start: Parameters) -> Objective:
+        coordinates = to_coordinates(start, samples.family)
+        learned = samples.family.n_parameters(1, samples.n_features) > 0
+        for part, is_free in zip(coordinates, (True, True, learned, learned), strict=True):
+            part.requires_grad_(is_free and part.numel() > 0)
+        scales = torch.as_tensor(samples.frame.scales)[: coordinates.log_stddevs.shape[1], None]
+        floor = np.log(self.min_stddev) - scales.log()
+        prior: Callable[[Components], Tensor] | None = None
+        if self.mitigation == "map":
+            shape = start.means.shape
+            numbers = conjugate_prior(samples.family, *shape, strength=self.prior_strength)
+
+            def prior(mixture: Components) -> Tensor:
+                return log_prior(numbers, mixture) / float(samples.total_weight)
+
+        return Objective(coordinates, samples, type(self).likelihood, floor, prior)
+
+    def _descended(
+        self, objective: Objective, random_state: np.random.RandomState
+    ) -> Iterator[float]:
+        """The loss after each pass, with the objective at the coordinates that have it."""
+        self.n_mitigations_ = 0
+        optimizer = self._optimizer(objective)
+        scheduler = CosineAnnealingLR(optimizer, self.max_iter) if self._anneals else None
+        objective.evaluate()
+        for _ in range(self.max_iter):
+            before = [part.detach().clone() for part in objective.free]
+            self._pass(objective, optimizer, random_state)
+            if scheduler:
+                scheduler.step()
+            self._mitigate(objective, optimizer, random_state)
+            loss = objective.evaluate()
+            if not np.isfinite(loss):
+                with torch.no_grad():
+                    for part, old in zip(objective.free, before, strict=True):
+                        part.copy_(old)
+                warnings.warn(
+                    f"the loss became {loss} after a step; what it was before is kept: try smaller "
+                    "learning rates",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                return
+            yield loss
+
+    @property
+    def _anneals(self) -> bool:
+        return self.schedule == "cosine" and self.optimizer != "lbfgs"
+
+    def _optimizer(self, objective: Objective) -> Optimizer:
+        if self.optimizer == "lbfgs":
+            return LBFGS(
+                objective.free,
+                max_iter=1,
+                max_eval=LINE_SEARCH,  # by default 5/4 of max_iter, which leaves nothing to search
+                tolerance_grad=0,
+                tolerance_change=0,
+                line_search_fn="strong_wolfe",
+            )
+        logits, *others = objective.free
+        groups = [
+            {"params": [logits], "lr": self.mixture_lr},
+            {"params": others, "lr": self.component_lr},
+        ]
+        return OPTIMIZERS[self.optimizer](groups)
+
+    def _pass(
+        self, objective: Objective, optimizer: Optimizer, random_state: np.random.RandomState
+    ) -> None:
+        """One step, or one for each batch; the gradient at the coordinates is there already."""
+        samples = objective.samples
+        if self.batch_size is None:
+            optimizer.step(lambda: torch.tensor(objective.evaluate(), dtype=torch.float64))
+            return
+        order = random_state.permutation(samples.n_samples)
+        for rows in split(samples.n_samples, self.batch_size):
+            batch = samples.take(order[rows])
+            objective.evaluate_batch(batch, share=batch.n_samples / self.batch_size)
+            optimizer.step()
+
+    @torch.no_grad()
+    def _mitigate(
+        self, objective: Objective, optimizer: Optimizer, random_state: np.random.RandomState
+    ) -> None:
+        coordinates = objective.coordinates
+        collapsed = collapsed_components(coordinates, objective.floor)
+        if not collapsed.any():
+            return
+        self.n_mitigations_ += int(collapsed.sum())
+        MITIGATIONS[self.mitigation](coordinates, collapsed, objective.samples, random_state)
+        if self.mitigation == "reset" or self.optimizer == "lbfgs":
+            optimizer.state.clear()  # what it remembers is about components that are gone
+
+    def _warn_of_end(self, converged: bool, parameters: Parameters, samples: Samples) -> None:
+        super()._warn_of_end(converged, parameters, samples)
+        if self.n_mitigations_:
+            warnings.warn(
+                f"components collapsed {self.n_mitigations_} times to standard deviations below "
+                f"min_stddev = {self.min_stddev:g}; mitigation={self.mitigation!r} dealt with them",
+                SingularityWarning,
+                stacklevel=3,
+            )
+
+
+class ClosedFormMixture(GradientMixture):
+    """Gradient descent on the likelihood with gradients derived by hand: no graph, fewer passes.
+
+    The same descent as `gd`, to rounding, from the statistics of an E-step (`ClosedFormNLL`).
+    Parameters and attributes are those of `gd`.
+
+    Source:
+        Xu and Jordan (1996), On convergence properties of the EM algorithm for Gaussian mixtures,
+        theorem 1.
+
+    Example:
+        >>> X = np.random.default_rng(0).normal([[0.0], [10.0]], size=(2, 200)).reshape(-1, 1)
+        >>> gd = ClosedFormMixture(n_components=2, optimizer="lbfgs", random_state=0).fit(X)
+        >>> sorted(gd.means_[:, 0].round(0).tolist())
+        [0.0, 10.0]
+    """
+
+    likelihood = staticmethod(in_closed_form)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from embench.models.engine import Family, Parameters, Samples, Statistics
-from embench.models.gradient.coordinates import like_factors, of_components
+from embench.models.gradient.coordinates import of_components
 from embench.models.gradient.likelihood import Components
 from embench.types import FloatArray
 
@@ -49,9 +49,10 @@ class ClosedFormNLL(torch.autograd.Function):
     ) -> Tensor:
         parameters = of_components(Components(log_weights, means, factors), samples.family)
         statistics = samples.e_step(parameters)
+        gradients = _gradients(statistics, parameters, samples.family)
         ctx.gradients = [
-            torch.as_tensor(-part / statistics.n_samples).to(means)
-            for part in _gradients(statistics, parameters, samples.family)
+            torch.as_tensor(-gradient / statistics.n_samples).to(part).reshape(part.shape)
+            for gradient, part in zip(gradients, (log_weights, means, factors), strict=True)
         ]
         return torch.as_tensor(-statistics.log_likelihood).to(means)
 
@@ -64,7 +65,7 @@ class ClosedFormNLL(torch.autograd.Function):
 def _gradients(
     statistics: Statistics, parameters: Parameters, family: Family
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Of the total log-likelihood, in the shapes of `Components`."""
+    """Of the total log-likelihood, in the shapes of the engine's parameters."""
     _, means, _, factors = parameters
     counts, shift = statistics.counts, means - statistics.about
     firsts = statistics.firsts - counts[:, None] * shift
@@ -78,6 +79,7 @@ def _gradients(
     else:
         # Second moments of one variance for all features are means over the features.
         n_alike = means.shape[1] if family.own_dimensions == 0 else 1
-        of_means = np.square(like_factors(factors, family)[..., 0]) * firsts
+        rows = 1 if family.is_shared else len(means)
+        of_means = np.square(factors).reshape(rows, -1) * firsts
         of_factors = n_alike * (own_counts / factors - seconds * factors)
-    return counts[:, None], of_means[..., None], like_factors(of_factors, family)
+    return counts, of_means, of_factors

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
 from embench.models.engine import Family, Parameters
 from embench.models.engine.linalg import triangular_inverses
 from embench.models.gradient.likelihood import Components, Coordinates, components
-from embench.types import FloatArray
 
 
 def to_coordinates(parameters: Parameters, family: Family) -> Coordinates:
@@ -28,13 +25,15 @@ def to_coordinates(parameters: Parameters, family: Family) -> Coordinates:
         [[[1.0]]]
     """
     n_features = parameters.means.shape[1]
-    factors = _stacked(parameters.precisions_cholesky, family)
+    factors = parameters.precisions_cholesky
+    factors = np.asarray(factors)[None] if family.is_shared else factors
     if family.is_rotated:
         diagonals = np.diagonal(factors, axis1=1, axis2=2)
         triangles = factors / diagonals[:, None, :]
         coefficients = triangles[:, *np.triu_indices(n_features, 1)]
     else:
-        diagonals, coefficients = factors, np.empty((len(factors), 0))
+        diagonals = factors.reshape(len(factors), -1)
+        coefficients = np.empty((len(factors), 0))
     log_weights = np.log(np.maximum(parameters.weights, np.finfo(float).tiny))
     parts = (log_weights, parameters.means, -np.log(diagonals), coefficients)
     # One after another in memory: torch's L-BFGS strings them together.
@@ -58,18 +57,9 @@ def of_components(mixture: Components, family: Family) -> Parameters:
     log_weights, means, factors = (
         part.detach().cpu().numpy().astype(np.float64)[..., 0] for part in mixture
     )
-    factors = factors[..., 0] if family.own_dimensions == 0 else factors
-    factors = factors[0] if family.is_shared else factors
+    K, D = means.shape
+    shape = [K] * (not family.is_shared) + [D] * family.own_dimensions
+    factors = factors.reshape(shape)
     return Parameters(np.exp(log_weights), means, factors, factors)
 
 
-def like_factors(array: FloatArray, family: Family) -> FloatArray:
-    """An array in the shape of the family's factors as one of `Components`."""
-    return _stacked(array, family)[..., None]
-
-
-def _stacked(factors: Any, family: Family) -> FloatArray:
-    """Factors [C, D, D] or [C, S] of those in the shape of a family."""
-    factors = np.asarray(factors)
-    factors = factors[None] if family.is_shared else factors
-    return factors[..., None] if family.own_dimensions == 0 else factors

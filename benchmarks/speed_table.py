@@ -114,7 +114,7 @@ def verdict(ratio: float) -> str:
 
 def table(results: Sequence[Result], dtype: str) -> Table:
     """Jobs by models in one dtype, and below them the geometric means over the jobs."""
-    drawn = _empty_table()
+    drawn = empty_table("cell", "model", "CPU", "wall", "speed-up", "verdict")
     means: dict[str, list[float]] = {}
     shown = None
     for result, against in _held_against(results, dtype):
@@ -145,11 +145,11 @@ def remarks(results: Sequence[Result]) -> Iterator[str]:
                 yield f"{who}: {remark}"
 
 
-def _empty_table() -> Table:
+def empty_table(*names: str) -> Table:
     """No lines but one below the head, numbers to the right, within 80 columns."""
     drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("cell", "model", "CPU", "wall", "speed-up", "verdict"):
-        right = name in ("CPU", "wall")
+    for name in names:
+        right = name in ("CPU", "wall", "peak MiB")
         drawn.add_column(name, justify="right" if right else "left", no_wrap=True)
     return drawn
 

@@ -34,12 +34,14 @@ JUDGED = 5000
 
 @dataclass(frozen=True)
 class Reading:
-    """One fit: seconds on the wall and of the CPU, iterations done, threads that it might use."""
+    """One fit: seconds on the wall and of the CPU, iterations done, threads that it might use, and
+    the growth of memory at its peak in bytes, where the kernel tells."""
 
     seconds: float
     cpu_seconds: float
     n_iter: int
     threads: int
+    peak_memory: int | None = None
 
 
 class WorkerError(RuntimeError):
@@ -133,7 +135,10 @@ class _Desk:
         with metered("cpu") as reading:
             self.fitted = fit_all(self.fitted, self.datasets, self.starts)
         n_iter = max(model.n_iter_ for model in self.fitted)
-        return asdict(Reading(reading.seconds, reading.cpu_seconds, n_iter, _threads()))
+        found = Reading(
+            reading.seconds, reading.cpu_seconds, n_iter, _threads(), reading.peak_memory
+        )
+        return asdict(found)
 
     def log_likelihood(self) -> float:
         judged = [

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from embench.models.engine import Family, Parameters, Samples, Statistics
 from embench.models.gradient.coordinates import of_components
@@ -28,7 +27,7 @@ class ClosedFormNLL(torch.autograd.Function):
     what their numbers stand for. No graph is kept, and nothing is factorised.
 
     ``apply(log_weights, means, factors, samples)`` takes the parts of `Components` of one mixture
-    in the frame of the `Samples`; the result has the dtype of the parts.
+    in the frame of the `Samples`; the result is in float64.
 
     Source:
         Xu and Jordan (1996), On convergence properties of the EM algorithm for Gaussian mixtures,
@@ -54,12 +53,12 @@ class ClosedFormNLL(torch.autograd.Function):
             torch.as_tensor(-gradient / statistics.n_samples).to(part).reshape(part.shape)
             for gradient, part in zip(gradients, (log_weights, means, factors), strict=True)
         ]
-        return torch.as_tensor(-statistics.log_likelihood).to(means)
+        return torch.as_tensor(-statistics.log_likelihood)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *upstream: Tensor) -> Any:
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
         [scale] = upstream
-        return *(scale * part for part in cast(Any, ctx).gradients), None
+        return *(scale.to(part) * part for part in ctx.gradients), None
 
 
 def _gradients(

@@ -239,7 +239,7 @@ class GradientMixture(MixtureByEM):
         learned = samples.family.n_parameters(1, samples.n_features) > 0
         for part, is_free in zip(coordinates, (True, True, learned, learned), strict=True):
             part.requires_grad_(is_free and part.numel() > 0)
-        scales = torch.as_tensor(samples.frame.scales)[: coordinates.log_stddevs.shape[1], None]
+        scales = torch.tensor(samples.frame.scales)[: coordinates.log_stddevs.shape[1], None]
         floor = np.log(self.min_stddev) - scales.log()
         prior: Callable[[Components], Tensor] | None = None
         if self.mitigation == "map":
@@ -298,7 +298,7 @@ class GradientMixture(MixtureByEM):
             {"params": [logits], "lr": self.mixture_lr},
             {"params": others, "lr": self.component_lr},
         ]
-        return OPTIMIZERS[self.optimizer](groups)
+        return OPTIMIZERS[self.optimizer](groups, fused=True)
 
     def _pass(
         self, objective: Objective, optimizer: Optimizer, random_state: np.random.RandomState
@@ -306,7 +306,10 @@ class GradientMixture(MixtureByEM):
         """One step, or one for each batch; the gradient at the coordinates is there already."""
         samples = objective.samples
         if self.batch_size is None:
-            optimizer.step(lambda: torch.tensor(objective.evaluate(), dtype=torch.float64))
+            if self.optimizer == "lbfgs":
+                optimizer.step(lambda: torch.tensor(objective.evaluate(), dtype=torch.float64))
+            else:
+                optimizer.step()
             return
         order = random_state.permutation(samples.n_samples)
         for rows in split(samples.n_samples, self.batch_size):

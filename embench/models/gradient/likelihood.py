@@ -12,10 +12,12 @@ Samples are last, as in the engine: a softmax over a short last dimension is slo
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class Coordinates(NamedTuple):
@@ -59,13 +61,18 @@ def components(coordinates: Coordinates) -> Components:
     logits, means, log_stddevs, coefficients = coordinates
     factors = torch.exp(-log_stddevs)
     if coefficients.shape[1]:
-        n_features = means.shape[1]
-        rows, columns = torch.triu_indices(n_features, n_features, 1, device=means.device)
-        identity = torch.eye(n_features, dtype=means.dtype, device=means.device)
-        triangles = identity[..., None].repeat(len(log_stddevs), 1, 1, log_stddevs.shape[-1])
-        triangles[:, rows, columns] = coefficients
-        factors = triangles * factors[:, None]
+        factors = _unit_triangles(coefficients, means.shape[1]) * factors[:, None]
     return Components(logits.log_softmax(0), means, factors)
+
+
+def _unit_triangles(coefficients: Tensor, n_features: int) -> Tensor:
+    """Upper triangular matrices [C, D, D, n] with ones on the diagonal."""
+    C, _, n = coefficients.shape
+    rows, columns = np.triu_indices(n_features, 1)
+    places = torch.as_tensor(rows * n_features + columns, device=coefficients.device)
+    identity = torch.eye(n_features, dtype=coefficients.dtype, device=coefficients.device)
+    flat = identity.reshape(1, -1, 1).expand(C, -1, n)
+    return flat.index_copy(1, places, coefficients).view(C, n_features, n_features, n)
 
 
 def log_joint(Y: Tensor, mixture: Components) -> Tensor:
@@ -91,11 +98,65 @@ def log_joint(Y: Tensor, mixture: Components) -> Tensor:
         >>> round(joint.item() + math.log(2 * math.pi), 6)
         0.0
     """
-    white = whitened(Y, mixture)
-    scale = 0.5 * mixture.means.shape[1] * math.log(2 * math.pi)
-    constant = mixture.log_weights + log_det(mixture) - scale
-    # Half the memory traffic of a square and its sum.
-    return constant - 0.5 * torch.linalg.vecdot(white, white, dim=1)
+    return log_joint_of(Y, whitening(mixture))
+
+
+class Whitening(NamedTuple):
+    """A mixture as a pass over samples wants it: the log-joint is ``constant`` [K, n] [nat] minus
+    half the squared length of ``linear`` times y - ``means``.
+
+    ``linear`` is P' [C, D, D, n] or its diagonals [C, S, n]. Where all samples share a mixture with
+    correlations it is [K * D, D + 1] and takes samples with their ones: the last column subtracts
+    the means. One product instead of two and a difference takes a third of the time.
+    """
+
+    constant: Tensor
+    linear: Tensor
+    means: Tensor
+
+
+def whitening(mixture: Components) -> Whitening:
+    """What a log-joint needs of a mixture."""
+    log_weights, means, factors = mixture
+    K, D, n = means.shape
+    constant = log_weights + log_det(mixture) - 0.5 * D * math.log(2 * math.pi)
+    if factors.ndim == 3:
+        return Whitening(constant, factors, means)
+    transposed = factors.transpose(1, 2)
+    if max(n, factors.shape[-1]) > 1:
+        return Whitening(constant, transposed, means)
+    transposed = transposed[..., 0].expand(K, D, D)
+    affine = torch.cat([transposed, -transposed @ means], dim=2)
+    return Whitening(constant, affine.reshape(K * D, D + 1), means)
+
+
+def log_joint_of(Y: Tensor, form: Whitening) -> Tensor:
+    """`log_joint` of a mixture that has been made ready for it."""
+    if form.linear.ndim == 2:
+        return form.constant - _HalfSquares.apply(form.linear, Y, form.means.shape[1])
+    white = whitened(Y, form)
+    return form.constant - 0.5 * torch.linalg.vecdot(white, white, dim=1)
+
+
+class _HalfSquares(torch.autograd.Function):
+    """1/2 |z|^2 of z = linear Y, a row for every ``n_features`` rows of z.
+
+    Its gradient is z times the upstream one. Torch would go over z three times to find that out, and
+    multiply by Y from the side that takes BLAS twice as long: a third of a step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, linear: Tensor, Y: Tensor, n_features: int) -> Tensor:
+        white = (linear @ Y).view(-1, n_features, Y.shape[1])
+        ctx.save_for_backward(white, Y)
+        return torch.linalg.vecdot(white, white, dim=1).mul_(0.5)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        [(white, Y), gradient] = ctx.saved_tensors, upstream[0]
+        of_white = white * gradient[:, None]
+        return (Y @ of_white.flatten(0, 1).T).T, None, None
 
 
 def log_det(mixture: Components) -> Tensor:
@@ -105,15 +166,12 @@ def log_det(mixture: Components) -> Tensor:
     return diagonals.log().sum(1) * (n_features // diagonals.shape[1])
 
 
-def whitened(Y: Tensor, mixture: Components) -> Tensor:
+def whitened(Y: Tensor, form: Whitening) -> Tensor:
     """P' (y - mu) [K, D, n], in standard deviations; Y as in `log_joint`."""
-    _, means, factors = mixture
-    K, D = means.shape[:2]
-    if factors.ndim == 3:
-        return factors * (Y[:-1] - means)
-    if factors.shape[-1] > 1:
-        return torch.einsum("cijn,kin->kjn", factors, Y[:-1] - means)
-    # One product, whose last column subtracts the means: a third of the time of differences first.
-    transposed = factors[..., 0].transpose(1, 2).expand(K, D, D)
-    affine = torch.cat([transposed, -transposed @ means], dim=2)
-    return (affine.reshape(K * D, D + 1) @ Y).view(K, D, -1)
+    _, linear, means = form
+    if linear.ndim == 2:
+        return (linear @ Y).view(*means.shape[:2], -1)
+    differences = Y[:-1] - means
+    if linear.ndim == 3:
+        return linear * differences
+    return torch.einsum("cjin,kin->kjn", linear, differences)

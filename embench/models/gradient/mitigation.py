@@ -10,7 +10,13 @@ from torch import Tensor
 
 from embench.models.engine import Parameters, Samples
 from embench.models.gradient.coordinates import to_coordinates
-from embench.models.gradient.likelihood import Components, Coordinates, log_det, whitened
+from embench.models.gradient.likelihood import (
+    Components,
+    Coordinates,
+    log_det,
+    whitened,
+    whitening,
+)
 from embench.models.variants.prior import Prior
 
 
@@ -79,5 +85,5 @@ def log_prior(prior: Prior, mixture: Components) -> Tensor:
         prior.weight_counts * log_weights.sum()
         + prior.covariance_counts * log_det(mixture).sum()
         - 0.5 * prior.scale * n_alike * factors.square().sum()
-        - 0.5 * prior.mean_counts * whitened(centre, mixture).square().sum()
+        - 0.5 * prior.mean_counts * whitened(centre, whitening(mixture)).square().sum()
     )

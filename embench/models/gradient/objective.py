@@ -3,43 +3,69 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from embench.models.engine import Samples, split
 from embench.models.gradient.closed_form import ClosedFormNLL
-from embench.models.gradient.likelihood import Components, Coordinates, components, log_joint
+from embench.models.gradient.likelihood import (
+    Components,
+    Coordinates,
+    Whitening,
+    components,
+    log_joint_of,
+    whitening,
+)
 
 REMEMBERED = 4
 """Evaluations that are kept: a line search comes back to the best of its last points."""
 
-GRAPH = 8
+GRAPH = 6
 """Numbers that a graph keeps for each whitened one: what a chunk is made small for."""
 
-Likelihood = Callable[[Components, Samples], Iterator[Tensor]]
-"""Terms that add up to the mean negative log-likelihood of samples [nat]. Each can be
-differentiated by itself, so that no graph outlives its chunk."""
+Likelihood = Callable[[Components, Samples], Tensor]
+"""Mean negative log-likelihood of samples [nat], differentiable in the mixture."""
 
 
-def by_autograd(mixture: Components, samples: Samples) -> Iterator[Tensor]:
-    """One term for each chunk of the samples, from torch's own gradients."""
-    n_components, n_features = mixture.means.shape[:2]
-    Y, total = torch.as_tensor(samples.Y), float(samples.total_weight)
-    weights = None if samples.weights is None else torch.as_tensor(samples.weights)
-    room = samples.arrays.room(GRAPH * n_components * (n_features + 1))
-    yield torch.as_tensor(float(samples.frame.log_scale))
-    for rows in split(samples.n_samples, room):
-        log_density = log_joint(Y[:, rows], mixture).logsumexp(0)
-        weighted = log_density if weights is None else log_density * weights[rows]
-        yield -weighted.sum() / total
+def by_autograd(mixture: Components, samples: Samples) -> Tensor:
+    """Torch's own gradients, chunk by chunk."""
+    return ChunkedNLL.apply(samples, *whitening(mixture))
 
 
-def in_closed_form(mixture: Components, samples: Samples) -> Iterator[Tensor]:
-    """A single term; see `ClosedFormNLL`."""
-    yield ClosedFormNLL.apply(*mixture, samples)
+def in_closed_form(mixture: Components, samples: Samples) -> Tensor:
+    """Gradients derived by hand; see `ClosedFormNLL`."""
+    return ClosedFormNLL.apply(*mixture, samples)
+
+
+class ChunkedNLL(torch.autograd.Function):
+    """Mean negative log-likelihood [nat] of samples by autograd, one chunk after another.
+
+    No graph outlives its chunk: going forward leaves the gradient, and memory does not grow with
+    the samples. ``apply(samples, *whitening(mixture))``; the mixture has the samples' dtype.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, samples: Samples, *form: Tensor) -> Tensor:  # type: ignore[override]
+        leaves = Whitening(*(part.detach().requires_grad_() for part in form))
+        n_components, n_features = leaves.means.shape[:2]
+        Y, shares = torch.as_tensor(samples.Y), _shares(samples)
+        room = samples.arrays.room(GRAPH * n_components * (n_features + 1))
+        loss = float(samples.frame.log_scale)
+        with torch.enable_grad():
+            for rows in split(samples.n_samples, room):
+                log_density = log_joint_of(Y[:, rows], leaves).logsumexp(0)
+                log_density.backward(-shares[rows])
+                loss -= torch.dot(log_density.detach(), shares[rows]).item()
+        ctx.gradients = [leaf.grad for leaf in leaves]
+        return form[0].new_tensor(loss, dtype=torch.float64)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        [scale] = upstream
+        return None, *(None if part is None else scale.to(part) * part for part in ctx.gradients)
 
 
 class Objective:
@@ -94,23 +120,11 @@ class Objective:
         for part in self.free:
             part.grad = torch.zeros_like(part)
         mixture = components(self._bounded())
-        leaves = Components(*(_leaf(part, batch) for part in mixture))
-        loss = 0.0
-        for term in self.likelihood(leaves, batch):
-            loss += term.item()
-            if term.requires_grad:
-                (share * term).backward()
-        pairs = [
-            (part, leaf) for part, leaf in zip(mixture, leaves, strict=True) if leaf.requires_grad
-        ]
-        ends = [part for part, _ in pairs]
-        gradients = [leaf.grad.to(part) for part, leaf in pairs if leaf.grad is not None]
+        loss = self.likelihood(Components(*(_moved(part, batch) for part in mixture)), batch)
         if self.log_prior is not None:
-            penalty = -self.log_prior(mixture)
-            loss += penalty.item()
-            ends, gradients = [*ends, share * penalty], [*gradients, torch.ones_like(penalty)]
-        torch.autograd.backward(ends, gradients)
-        return loss
+            loss = loss - self.log_prior(mixture)
+        (share * loss).backward()
+        return loss.item()
 
     def _bounded(self) -> Coordinates:
         """No deviation below the floor: a line search may look there, and would find infinities."""
@@ -118,9 +132,16 @@ class Objective:
         return self.coordinates._replace(log_stddevs=log_stddevs)
 
 
-def _leaf(part: Tensor, samples: Samples) -> Tensor:
+def _shares(samples: Samples) -> Tensor:
+    """What each sample counts in a mean, [n_samples]."""
+    if samples.weights is None:
+        dtype = getattr(torch, samples.arrays.dtype)
+        one = torch.ones(1, dtype=dtype, device=samples.arrays.device)
+        return (one / samples.n_samples).expand(samples.n_samples)
+    return torch.as_tensor(samples.weights) / float(samples.total_weight)
+
+
+def _moved(part: Tensor, samples: Samples) -> Tensor:
     """A part of a mixture where and in the precision that the samples have."""
     arrays = samples.arrays
-    dtype = getattr(torch, np.dtype(arrays.dtype).name)
-    moved = part.detach().to(device=arrays.device, dtype=dtype)
-    return moved.requires_grad_(part.requires_grad)
+    return part.to(device=arrays.device, dtype=getattr(torch, arrays.dtype))

@@ -1,10 +1,16 @@
 """``riemannian``: maximum likelihood by optimisation on the manifold of covariance matrices.
 
-Symmetric positive definite (SPD) matrices, their exponential and logarithm come from pymanopt. Of
-the two maintained libraries that we compared, it computes in NumPy, as the engine's statistics and
-parameters are, and takes half the time of geoopt, whose torch functions moreover warn that they are
-compiled in a way that torch gives up. Neither has L-BFGS, and both run their own loops, from which
-nothing can be pulled; these lines are ours, and the line search is SciPy's.
+The exponential and the logarithm of symmetric positive definite (SPD) matrices are pymanopt's. Of
+the two libraries compared it is the one in NumPy, as the engine's statistics are, and takes half
+the time of geoopt, whose torch functions warn that torch gives up the way they are compiled. What
+it has not, parallel transport and L-BFGS, is here; its optimisers run loops of their own, from
+which nothing can be pulled, so the line search is SciPy's.
+
+**Coordinates.** The metric <V, W> = tr(S^-1 V S^-1 W) does not change when S = L L' becomes the
+identity and V becomes A = L^-1 V L^-T. A point is its factor L, and a tangent vector is A, in
+which inner products are sums of products, as L-BFGS in any textbook wants them. Nothing is lost
+where a component is tight: S itself, which adds its mean's square to its covariance, is never
+formed.
 """
 
 from __future__ import annotations
@@ -14,14 +20,13 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
-from functools import cached_property
 from importlib.metadata import version
+from numbers import Integral
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from scipy.optimize import line_search
-from scipy.special import logsumexp
-from sklearn.utils._param_validation import StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions
 
 from embench.models.engine import IllDefinedCovariance, Parameters, Samples, Statistics, linalg
 from embench.models.steps import MixtureByEM, Run
@@ -33,17 +38,74 @@ VERSION = f"pymanopt {version('pymanopt')}"
 NOISE = 512.0
 """In units of the precision: a mean log-likelihood that is lower by less has not fallen."""
 
+ENOUGH, STEEP = 1e-4, 0.9
+"""Wolfe's conditions: the share of the promised rise that a step must bring, and the share of the
+slope that may be left. Nocedal and Wright (2006), section 3.1; steps of L-BFGS are well scaled."""
+
+LESS_STEEP = 0.4
+"""The share for directions that are not; measured, 0.1 costs a third more E-steps."""
+
+MOST_TRIALS = 10
+"""Doublings of a step, or halvings, before a line search gives up."""
+
 MEMORY = 10
-"""Changes of point and gradient that L-BFGS learns from."""
+"""How many changes of point and gradient L-BFGS learns from."""
 
 CURVED = 1e-8
-"""A pair of changes is learnt from where its curvature is at least so much of the step's square."""
+"""Changes along which the likelihood bends by less, relative to that of EM's complete data, tell
+L-BFGS nothing but rounding, or that it bends the wrong way."""
 
 SMALLEST_WEIGHT = 1e-300
 """Stands for a weight of zero, whose logarithm is no number."""
 
 
 class RiemannianMixture(MixtureByEM):
+    """Maximum likelihood by Riemannian optimisation: L-BFGS on the manifold of covariances.
+
+    With y = (1, x), a component is one SPD matrix S = [[s, s mu'], [s mu, Sigma + s mu mu']], and
+
+        q(y; S) = sqrt(2 pi e) N(y; 0, S) = N(x; mu, Sigma) exp((1 - 1/s - log s) / 2)
+
+    is its Gaussian where s = 1, and less everywhere else. The log-likelihood of the weighted sum of
+    these is maximised over all S, in the affine-invariant metric, and over the logarithms of the
+    weights. With counts N_k and moments M_k = sum_i r_ik y_i y_i' from an E-step its gradient is
+    (M_k - N_k S_k) / 2 (Fisher's identity), and EM's step is 2 / N_k times that: which is how
+    gradients are scaled, after which L-BFGS learns from the last steps what EM does not know.
+
+    The first steps are EM's: it is the better judge of a start of another size than the data.
+    A step ends where a line search finds Wolfe's conditions met; s then becomes 1, which can only
+    raise the likelihood and costs nothing. Where the search finds nothing the step is EM's, and the
+    memory is empty; where that lowers the likelihood the model stays where it is.
+
+    An iteration costs one E-step, and one more for each further trial of the line search. ``tol``
+    bounds what an iteration gains, which is more than an EM step does. So that components do not
+    collapse, half the trace of ``reg_covar`` times the precision, averaged over the components, is
+    taken off the mean log-likelihood: a penalty whose optimum has ``reg_covar`` added to the
+    covariance of a component of average weight, as EM has it. ``lower_bound_`` is without it.
+
+    Leaves out the other covariance families, and the line search of the authors.
+
+    Args:
+        solver: "lbfgs"; "cg", conjugate gradients by Hestenes and Stiefel; or "gradient", the
+            steepest ascent.
+        formulation: "augmented", as above, or "naive": Sigma on the manifold and mu in a space with
+            a metric that does not know Sigma.
+        warm_up: Number of EM steps at the beginning, at least 0.
+
+    The others are those of `em`. ``n_evaluations_`` is the number of E-steps, of all restarts
+    together.
+
+    Source:
+        Hosseini and Sra (2020), An alternative to EM for Gaussian mixture models: batch and
+        stochastic Riemannian optimization, Mathematical Programming 181, section 3; Hosseini and
+        Sra (2015), Matrix manifold optimization for Gaussian mixtures, NeurIPS, algorithm 1.
+
+    Example:
+        >>> X = np.random.default_rng(0).normal(size=(200, 2))
+        >>> RiemannianMixture(n_components=2, tol=1e-9, random_state=0).fit(X).converged_
+        True
+    """
+
     version: ClassVar[str] = VERSION
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
@@ -51,6 +113,7 @@ class RiemannianMixture(MixtureByEM):
         "covariance_type": [StrOptions({"full"})],
         "solver": [StrOptions({"lbfgs", "cg", "gradient"})],
         "formulation": [StrOptions({"augmented", "naive"})],
+        "warm_up": [Interval(Integral, 0, None, closed="left")],
     }
 
     n_evaluations_: int
@@ -61,11 +124,13 @@ class RiemannianMixture(MixtureByEM):
         *,
         solver: Literal["lbfgs", "cg", "gradient"] = "lbfgs",
         formulation: Literal["augmented", "naive"] = "augmented",
+        warm_up: int = 3,
         **common: Any,
     ) -> None:
         super().__init__(n_components, **common)
         self.solver = solver
         self.formulation = formulation
+        self.warm_up = warm_up
 
     def _fitting(
         self, X: FloatArray, sample_weight: FloatArray | None
@@ -77,76 +142,102 @@ class RiemannianMixture(MixtureByEM):
     def _steps(
         self, samples: Samples, parameters: Parameters, random_state: np.random.RandomState
     ) -> Iterator[tuple[float, Parameters]]:
-        problem = FORMULATIONS[self.formulation](samples, self.reg_covar, self)
-        log_likelihood, parameters = problem.em_step(parameters)
-        yield log_likelihood, parameters
+        for _ in range(self.warm_up):
+            log_likelihood, parameters = self._em_step(samples, parameters)
+            yield log_likelihood, parameters
+        formulation = FORMULATIONS[self.formulation](samples, self.reg_covar, self.n_components)
+        here = self._evaluated(formulation, formulation.point(parameters))
         solver = SOLVERS[self.solver]()
-        here = problem.evaluated(problem.place(parameters))
         while True:
-            there = self._searched(problem, here, solver.direction(here), solver.curvature)
-            if there is None:
-                solver = SOLVERS[self.solver]()
-                there = problem.evaluated(problem.place(problem.em_step(here.parameters)[1]))
-                if there.cost > here.cost + problem.slack(here):
-                    there = here
+            there = self._searched(formulation, here, solver)
+            if there:
+                solver.learn(formulation.manifold, here, there)
             else:
-                solver.learn(problem, here, there)
+                solver = SOLVERS[self.solver]()
+                there = self._after_em(formulation, here)
             yield here.log_likelihood, there.parameters
             here = there
 
-    def _searched(self, problem, here, direction, curvature):
+    def _em_step(self, samples: Samples, parameters: Parameters) -> tuple[float, Parameters]:
+        self.n_evaluations_ += 1
+        log_likelihood, parameters = samples.em_step(parameters, self.reg_covar)
+        return float(log_likelihood), parameters
+
+    def _evaluated(self, formulation: Formulation, point: Point) -> Evaluation:
+        self.n_evaluations_ += 1
+        return formulation.evaluated(point)
+
+    def _searched(
+        self, formulation: Formulation, here: Evaluation, solver: Solver
+    ) -> Evaluation | None:
+        """Where a step in the solver's direction ends, or None where it leads nowhere."""
+        direction = solver.direction(here)
         slope = float(here.gradient @ direction)
-        if not slope < 0:
+        trials: dict[float, tuple[float, float, Evaluation | None]] = {}
+
+        def tried(length: FloatArray) -> tuple[float, float, Evaluation | None]:
+            """Cost, slope and all the rest at so many times the direction."""
+            t = length.item()
+            if t not in trials:
+                trials[t] = self._tried(formulation, here.point, t * direction, 1 / t)
+            return trials[t]
+
+        if not slope < 0:  # nor where it is no number
             return None
-        seen = {}
-
-        def at(t):
-            t = float(t[0])
-            if t not in seen:
-                seen[t] = problem.along(here, direction, t)
-            return seen[t]
-
         with warnings.catch_warnings(), np.errstate(all="ignore"):
+            # It warns where it finds nothing, and where a trial went too far there are no numbers.
             warnings.simplefilter("ignore")
-            found = line_search(
-                lambda t: at(t)[0],
-                lambda t: np.array([at(t)[1]]),
+            length, *_ = line_search(
+                lambda t: tried(t)[0],
+                lambda t: np.array([tried(t)[1]]),
                 np.zeros(1),
                 np.ones(1),
                 np.array([slope]),
-                here.cost + problem.slack(here),
-                c1=1e-4,
-                c2=curvature,
-                maxiter=10,
+                here.cost + self._slack(formulation, here),
+                c1=ENOUGH,
+                c2=solver.steepness,
+                maxiter=MOST_TRIALS,
             )
-        self.trace = getattr(self, "trace", [])
-        self.trace.append((found[0], len(seen)))
-        if found[0] is None:
-            return None
-        return problem.projected(seen[float(found[0])][2])
+        found = None if length is None else trials[float(length)][2]
+        return found and formulation.shown(found)
+
+    def _tried(
+        self, formulation: Formulation, start: Point, step: FloatArray, per_length: float
+    ) -> tuple[float, float, Evaluation | None]:
+        """Cost and its slope along the geodesic, and the evaluation; an infinite cost too far."""
+        try:
+            point, velocity = formulation.manifold.moved(start, step)
+            there = self._evaluated(formulation, point)
+        except (IllDefinedCovariance, np.linalg.LinAlgError):
+            return math.inf, math.nan, None
+        if not (math.isfinite(there.cost) and np.isfinite(there.gradient).all()):
+            return math.inf, math.nan, None
+        return there.cost, float(there.gradient @ velocity) * per_length, there
+
+    def _after_em(self, formulation: Formulation, here: Evaluation) -> Evaluation:
+        """After a step of EM, or where we are if the likelihood falls in it."""
+        _, parameters = self._em_step(formulation.samples, here.parameters)
+        there = self._evaluated(formulation, formulation.point(parameters))
+        return there if there.cost <= here.cost + self._slack(formulation, here) else here
+
+    def _slack(self, formulation: Formulation, here: Evaluation) -> float:
+        """What rounding may add to a cost [nat]."""
+        return NOISE * formulation.samples.arrays.eps * max(1.0, abs(here.cost))
 
 
-class Point:
-    def __init__(self, spd: FloatArray, flat: FloatArray) -> None:
-        self.spd, self.flat = spd, flat
-        self.factor = np.linalg.cholesky(spd)
+class Point(NamedTuple):
+    """Lower triangular factors [K, n, n] of SPD matrices, and free numbers [m]."""
 
-    @cached_property
-    def inverse(self):
-        return linalg.triangular_inverses(self.factor)
-
-    def outward(self, vector):
-        """Coordinates to tangent."""
-        K, n = self.spd.shape[:2]
-        A = vector[: K * n * n].reshape(K, n, n)
-        return [self.factor @ A @ self.factor.swapaxes(-1, -2), vector[K * n * n :]]
-
-    def inward(self, tangent):
-        A = self.inverse @ tangent[0] @ self.inverse.swapaxes(-1, -2)
-        return np.concatenate([linalg.symmetric(A).ravel(), np.asarray(tangent[1])])
+    factors: FloatArray
+    free: FloatArray
 
 
-class State(NamedTuple):
+class Evaluation(NamedTuple):
+    """What an E-step tells of a point: a mixture, and cost and gradient, per sample, in nat.
+
+    ``scale`` [size] times the gradient is EM's step backwards, to first order.
+    """
+
     point: Point
     parameters: Parameters
     statistics: Statistics
@@ -156,235 +247,295 @@ class State(NamedTuple):
     scale: FloatArray
 
 
+class Manifold:
+    """SPD matrices in the affine-invariant metric, and numbers in the Euclidean one.
+
+    Tangent vectors are one vector [K n n + m] of coordinates: A of each matrix, then the numbers.
+    """
+
+    def __init__(self, n_matrices: int, size: int) -> None:
+        from pymanopt.manifolds import SymmetricPositiveDefinite
+
+        self.shape = n_matrices, size, size
+        self.matrices = SymmetricPositiveDefinite(size, k=n_matrices)
+        self.identity = np.broadcast_to(np.eye(size), self.shape)
+
+    def moved(self, point: Point, step: FloatArray) -> tuple[Point, FloatArray]:
+        """The end of a geodesic, and the velocity there: the step, transported.
+
+        Raises:
+            np.linalg.LinAlgError: It is too far away for floating point.
+        """
+        A, free = self._split(step)
+        moved = linalg.symmetric(self.matrices.exp(self.identity, A))
+        if not np.isfinite(moved).all():
+            raise np.linalg.LinAlgError("a step beyond all numbers")
+        factors = np.linalg.cholesky(moved)
+        velocity = linalg.symmetric(linalg.triangular_inverses(factors) @ A @ factors)
+        return Point(point.factors @ factors, point.free + free), self._joined(velocity, free)
+
+    def transported(self, old: Point, new: Point, vectors: list[FloatArray]) -> FloatArray:
+        """The step from one point to the other, and vectors at the first, all at the second.
+
+        Args:
+            old: Where the vectors are.
+            new: Where they go, in parallel along the geodesic.
+            vectors: Coordinates, each [size].
+
+        Returns:
+            Coordinates, (1 + len(vectors), size).
+        """
+        ratio = linalg.triangular_inverses(old.factors) @ new.factors
+        A = self.matrices.log(self.identity, ratio @ ratio.swapaxes(-1, -2))
+        # The root of the transport, seen from the factors at both ends, is a rotation.
+        halfway = self.matrices.exp(self.identity, A / 2)
+        rotation = linalg.triangular_inverses(ratio) @ halfway
+        stacked = np.stack([self._joined(A, new.free - old.free), *vectors])
+        A, free = self._split(stacked)
+        return self._joined(linalg.symmetric(rotation @ A @ rotation.swapaxes(-1, -2)), free)
+
+    def _split(self, vectors: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Matrices [..., K, n, n] and numbers [..., m] of coordinates [..., size]."""
+        n_coordinates = math.prod(self.shape)
+        A, free = vectors[..., :n_coordinates], vectors[..., n_coordinates:]
+        return A.reshape(*A.shape[:-1], *self.shape), free
+
+    def _joined(self, A: FloatArray, free: FloatArray) -> FloatArray:
+        return np.concatenate([A.reshape(*free.shape[:-1], -1), free], axis=-1)
+
+
 class Formulation(ABC):
-    def __init__(self, samples, reg_covar, model):
-        self.samples, self.reg_covar, self.model = samples, reg_covar, model
+    """Mixtures as points of a manifold, and what an E-step says of one.
+
+    The cost is the penalty minus the mean log-likelihood.
+    """
+
+    n_added: ClassVar[int]
+    """By how many rows and columns a matrix is larger than a covariance."""
+
+    def __init__(self, samples: Samples, reg_covar: float, n_components: int) -> None:
+        self.samples = samples
         self.regularisation = samples.frame.regularisation(reg_covar)[0]
-        self.manifold = None
+        self.manifold = Manifold(n_components, samples.n_features + self.n_added)
 
-    def em_step(self, parameters):
-        self.model.n_evaluations_ += 1
-        log_likelihood, parameters = self.samples.em_step(parameters, self.reg_covar)
-        return float(log_likelihood), parameters
+    @abstractmethod
+    def point(self, parameters: Parameters) -> Point:
+        """The point that stands for a mixture."""
 
-    def _manifold(self, K, n, m):
-        from pymanopt.manifolds import Euclidean, Product, SymmetricPositiveDefinite
+    @abstractmethod
+    def evaluated(self, point: Point) -> Evaluation:
+        """Any point, by one E-step."""
 
-        return Product([SymmetricPositiveDefinite(n, k=K), Euclidean(m)])
+    def shown(self, evaluation: Evaluation) -> Evaluation:
+        """The point that stands for the mixture of this one, without another E-step."""
+        return evaluation
 
-    def slack(self, here):
-        return NOISE * self.samples.arrays.eps * max(1.0, abs(here.cost))
-
-    def place(self, parameters):
-        point = self._place(parameters)
-        if self.manifold is None:
-            self.manifold = self._manifold(*point.spd.shape[:2], len(point.flat))
-        return point
-
-    def along(self, here, direction, t):
-        try:
-            tangent = here.point.outward(direction)
-            spd, flat = self.manifold.exp(
-                [here.point.spd, here.point.flat], [t * tangent[0], t * tangent[1]]
-            )
-            if not np.isfinite(spd).all():
-                return math.inf, math.nan, None
-            there = self.evaluated(Point(linalg.symmetric(spd), flat))
-        except (IllDefinedCovariance, np.linalg.LinAlgError, ValueError):
-            return math.inf, math.nan, None
-        if not math.isfinite(there.cost):
-            return math.inf, math.nan, None
-        # the velocity of the geodesic
-        S = there.point.spd @ np.linalg.solve(here.point.spd, tangent[0])
-        velocity = there.point.inward([linalg.symmetric(S), tangent[1]])
-        return there.cost, float(there.gradient @ velocity), there
-
-    def carried(self, old: Point, new: Point, vectors):
-        """Parallel transport of coordinates (n, size), the first being replaced by log."""
-        a, b = [old.spd, old.flat], [new.spd, new.flat]
-        log = self.manifold.log(a, b)
-        middle = self.manifold.exp(a, log * 0.5)[0]
-        Q = new.inverse @ np.linalg.solve(old.spd, middle).swapaxes(-1, -2) @ old.factor
-        vectors = np.stack([old.inward(log), *vectors])
-        K, n = old.spd.shape[:2]
-        A = vectors[:, : K * n * n].reshape(-1, K, n, n)
-        A = Q @ A @ Q.swapaxes(-1, -2)
-        return np.concatenate([A.reshape(len(vectors), -1), vectors[:, K * n * n :]], axis=1)
-
-    def moments(self, statistics, means):
-        """First and second moments about the means."""
-        shift = means - statistics.about
-        seconds = self.samples.family.translate(
-            statistics.seconds, statistics.counts, statistics.firsts, shift
-        )
-        return statistics.firsts - statistics.counts[:, None] * shift, seconds
-
-    def whitened(self, statistics, parameters):
-        P = parameters.precisions_cholesky
-        firsts, seconds = self.moments(statistics, parameters.means)
-        K = len(P)
+    def _moments(
+        self, statistics: Statistics, parameters: Parameters
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Counts [K], first and second moments [K, D], [K, D, D] in deviations of the components,
+        per sample; the second ones hold the penalty's share."""
+        shift = parameters.means - statistics.about
+        counts, firsts = statistics.counts, statistics.firsts
+        seconds = self.samples.family.translate(statistics.seconds, counts, firsts, shift)
+        firsts = firsts - counts[:, None] * shift
+        factors = parameters.precisions_cholesky
+        transposed = factors.swapaxes(-1, -2)
         total = float(statistics.n_samples)
-        seconds = seconds + total / K * self.regularisation
-        z = (P.swapaxes(-1, -2) @ firsts[..., None])[..., 0]
-        Z = P.swapaxes(-1, -2) @ seconds @ P
-        return statistics.counts / total, z / total, Z / total
+        seconds = seconds / total + self.regularisation / len(counts)
+        whitened = (transposed @ firsts[..., None])[..., 0]
+        return counts / total, whitened / total, transposed @ seconds @ factors
 
-    def penalty(self, parameters):
-        P = parameters.precisions_cholesky
-        return 0.5 * float((self.regularisation * (P @ P.swapaxes(-1, -2))).sum()) / len(P)
+    def _penalty(self, parameters: Parameters) -> float:
+        """Half the trace of reg_covar times the precision, averaged over the components [nat]."""
+        factors = parameters.precisions_cholesky
+        precision = (factors @ factors.swapaxes(-1, -2)).mean(axis=0)
+        return 0.5 * float((self.regularisation * precision).sum())
 
-    def projected(self, there):
-        return there
-
-    def step_weights(self, weights):
+    def _em_scale(self, weights: FloatArray) -> FloatArray:
+        """1 / weights [K], of which none counts for less than a sample: what the penalty asks of
+        an empty component is without bound."""
         return 1 / np.maximum(weights, 1 / self.samples.n_samples)
 
 
 class Augmented(Formulation):
-    def _place(self, parameters):
-        weights, means, covariances, _ = parameters
-        K, D = means.shape
-        S = np.empty((K, D + 1, D + 1))
-        S[:, 0, 0] = 1
-        S[:, 0, 1:] = S[:, 1:, 0] = means
-        S[:, 1:, 1:] = covariances + means[:, :, None] * means[:, None, :]
-        return Point(S, np.log(np.maximum(weights, SMALLEST_WEIGHT)))
+    """One matrix S of n_features + 1 for mean and covariance, and the logarithms of the weights."""
 
-    def evaluated(self, point):
-        L = point.factor
-        s = point.spd[:, 0, 0]
-        means = point.spd[:, 1:, 0] / s[:, None]
-        own = L[:, 1:, 1:]
-        bonus = 0.5 * (1 - 1 / s - np.log(s))
-        logits = point.flat - logsumexp(point.flat)
-        joint = logits + bonus
-        log_z = float(logsumexp(joint))
+    n_added = 1
+
+    def point(self, parameters: Parameters) -> Point:
+        factors = np.zeros(self.manifold.shape)
+        factors[:, 0, 0] = 1
+        factors[:, 1:, 0] = parameters.means
+        factors[:, 1:, 1:] = _scale_tril(parameters)
+        return Point(factors, _log_weights(parameters))
+
+    def evaluated(self, point: Point) -> Evaluation:
+        root, own = point.factors[:, 0, 0], point.factors[:, 1:, 1:]
+        log_weights = point.free - np.logaddexp.reduce(point.free)
+        # log q - log N, which is like a weight; what sums to one is a mixture of higher likelihood.
+        log_joint = log_weights + 0.5 * (1 - root**-2.0) - np.log(root)
+        log_total = np.logaddexp.reduce(log_joint)
         parameters = Parameters(
-            np.exp(joint - log_z),
-            means,
+            np.exp(log_joint - log_total),
+            point.factors[:, 1:, 0] / root[:, None],
             linalg.symmetric(own @ own.swapaxes(-1, -2)),
             linalg.triangular_inverses(own).swapaxes(-1, -2),
         )
-        self.model.n_evaluations_ += 1
         statistics = self.samples.e_step(parameters)
+        weights = np.exp(log_weights)
+        return self._evaluation(point, parameters, statistics, weights, float(log_total))
+
+    def shown(self, evaluation: Evaluation) -> Evaluation:
+        """With s = 1 and weights that sum to one: responsibilities are the same."""
+        _, parameters, statistics, *_ = evaluation
+        point = self.point(parameters)
+        return self._evaluation(point, parameters, statistics, parameters.weights, 0.0)
+
+    def _evaluation(
+        self,
+        point: Point,
+        parameters: Parameters,
+        statistics: Statistics,
+        weights: FloatArray,
+        log_total: float,
+    ) -> Evaluation:
+        root = point.factors[:, 0, 0, None]
+        counts, firsts, seconds = self._moments(statistics, parameters)
+        A = np.empty(point.factors.shape)  # L^-1 M L^-T, where L^-1 y = (1 / root, whitened x)
+        A[:, 0, 0] = counts / root[:, 0] ** 2
+        A[:, 0, 1:] = A[:, 1:, 0] = firsts / root
+        A[:, 1:, 1:] = seconds
+        A -= counts[:, None, None] * self.manifold.identity
         log_likelihood = float(statistics.log_likelihood)
-        cost = self.penalty(parameters) - log_likelihood - log_z
-        return self.state(point, parameters, statistics, log_likelihood, cost, np.exp(logits), s)
-
-    def state(self, point, parameters, statistics, log_likelihood, cost, weights, s):
-        counts, z, Z = self.whitened(statistics, parameters)
-        K, n = point.spd.shape[:2]
-        A = np.empty((K, n, n))
-        A[:, 0, 0] = counts / s
-        A[:, 0, 1:] = A[:, 1:, 0] = z / np.sqrt(s)[:, None]
-        A[:, 1:, 1:] = Z
-        A -= counts[:, None, None] * np.eye(n)
-        gradient = -np.concatenate([0.5 * A.ravel(), counts - weights])
-        step = self.step_weights(weights)
-        scale = np.concatenate([np.repeat(2 * step, n * n), step])
-        return State(point, parameters, statistics, log_likelihood, cost, gradient, scale)
-
-    def projected(self, there):
-        point = self._place(there.parameters)
-        cost = self.penalty(there.parameters) - there.log_likelihood
-        return self.state(
-            point, there.parameters, there.statistics, there.log_likelihood, cost,
-            there.parameters.weights, np.ones(len(point.spd)),
+        scale = self._em_scale(weights)
+        return Evaluation(
+            point,
+            parameters,
+            statistics,
+            log_likelihood,
+            cost=self._penalty(parameters) - log_likelihood - log_total,
+            gradient=np.concatenate([-0.5 * A.ravel(), weights - counts]),
+            scale=np.concatenate([np.repeat(2 * scale, A[0].size), scale]),
         )
 
 
 class Naive(Formulation):
-    def _place(self, parameters):
-        weights, means, covariances, _ = parameters
-        logits = np.log(np.maximum(weights, SMALLEST_WEIGHT))
-        return Point(covariances, np.concatenate([means.ravel(), logits]))
+    """Covariances; means and the logarithms of the weights are numbers like any others."""
 
-    def evaluated(self, point):
-        K, D = point.spd.shape[:2]
-        means, logits = point.flat[: K * D].reshape(K, D), point.flat[K * D :]
+    n_added = 0
+
+    def point(self, parameters: Parameters) -> Point:
+        free = np.concatenate([parameters.means.ravel(), _log_weights(parameters)])
+        return Point(_scale_tril(parameters), free)
+
+    def evaluated(self, point: Point) -> Evaluation:
+        factors, free = point
+        K, D, _ = factors.shape
+        log_weights = free[K * D :]
         parameters = Parameters(
-            np.exp(logits - logsumexp(logits)), means, point.spd, point.inverse.swapaxes(-1, -2)
+            np.exp(log_weights - np.logaddexp.reduce(log_weights)),
+            free[: K * D].reshape(K, D),
+            linalg.symmetric(factors @ factors.swapaxes(-1, -2)),
+            linalg.triangular_inverses(factors).swapaxes(-1, -2),
         )
-        self.model.n_evaluations_ += 1
         statistics = self.samples.e_step(parameters)
-        counts, z, Z = self.whitened(statistics, parameters)
-        A = 0.5 * (Z - counts[:, None, None] * np.eye(D))
-        g = (parameters.precisions_cholesky @ z[..., None])[..., 0]
-        gradient = -np.concatenate([A.ravel(), g.ravel(), counts - parameters.weights])
-        step = self.step_weights(parameters.weights)
-        scale = np.concatenate([np.repeat(2 * step, D * D), np.repeat(step, D), step])
+        counts, firsts, seconds = self._moments(statistics, parameters)
+        A = 0.5 * (seconds - counts[:, None, None] * self.manifold.identity)
+        along_means = (parameters.precisions_cholesky @ firsts[..., None])[..., 0]
         log_likelihood = float(statistics.log_likelihood)
-        cost = self.penalty(parameters) - log_likelihood
-        return State(point, parameters, statistics, log_likelihood, cost, gradient, scale)
+        scale = self._em_scale(parameters.weights)
+        return Evaluation(
+            point,
+            parameters,
+            statistics,
+            log_likelihood,
+            cost=self._penalty(parameters) - log_likelihood,
+            gradient=-np.concatenate([A.ravel(), along_means.ravel(), counts - parameters.weights]),
+            scale=np.concatenate([np.repeat(2 * scale, D * D), np.repeat(scale, D), scale]),
+        )
 
 
-class Gradient:
-    curvature = 0.9
-    def direction(self, here):
+def _log_weights(parameters: Parameters) -> FloatArray:
+    return np.log(np.maximum(parameters.weights, SMALLEST_WEIGHT))
+
+
+def _scale_tril(parameters: Parameters) -> FloatArray:
+    """Lower triangular factors of the covariances, [K, D, D], of those of the precisions: there
+    the digits of tight components are."""
+    return linalg.triangular_inverses(parameters.precisions_cholesky.swapaxes(-1, -2))
+
+
+class Solver:
+    """Steepest descent: EM's step to first order, and as long as the line search will have it."""
+
+    steepness: ClassVar[float] = LESS_STEEP
+
+    def direction(self, here: Evaluation) -> FloatArray:
+        """Where to go, as coordinates [size]; the first trial is all the way."""
         return -here.scale * here.gradient
 
-    def learn(self, problem, here, there):
-        pass
+    def learn(self, manifold: Manifold, here: Evaluation, there: Evaluation) -> None:
+        """Take note of a step."""
 
 
-class CG(Gradient):
-    curvature = 0.1
-    def __init__(self):
-        self.last = None
-        self.beta_info = None
+class ConjugateGradient(Solver):
+    """By the rule of Hestenes and Stiefel, that begins anew where it points uphill."""
 
-    def direction(self, here):
-        d = -here.scale * here.gradient
-        if self.last is not None:
-            old_gradient, old_direction = self.last
-            y = here.gradient - old_gradient
-            denominator = float(y @ old_direction)
-            beta = max(0.0, -float(d @ y) / denominator) if denominator > 0 else 0.0
-            d2 = d + beta * old_direction
-            if d2 @ here.gradient < 0:
-                d = d2
-        self.d = d
-        return d
+    def __init__(self) -> None:
+        self.last: FloatArray | None = None
+        self.before: FloatArray | None = None
 
-    def learn(self, problem, here, there):
-        _, g, d = problem.carried(here.point, there.point, [here.gradient, self.d])
-        self.last = g, d
+    def direction(self, here: Evaluation) -> FloatArray:
+        self.last = steepest = super().direction(here)
+        if self.before is not None:
+            gradient, direction = self.before
+            change = here.gradient - gradient
+            beta = -(steepest @ change) / (direction @ change)
+            mixed = steepest + max(0.0, beta) * direction
+            self.last = mixed if mixed @ here.gradient < 0 else steepest
+        return self.last
+
+    def learn(self, manifold: Manifold, here: Evaluation, there: Evaluation) -> None:
+        assert self.last is not None
+        vectors = [here.gradient, self.last]
+        self.before = manifold.transported(here.point, there.point, vectors)[1:]
 
 
-class LBFGS(Gradient):
-    gamma = False
-    def __init__(self):
-        self.steps = deque(maxlen=MEMORY)
-        self.changes = deque(maxlen=MEMORY)
+class LBFGS(Solver):
+    """Limited-memory BFGS, with changes that go along from point to point.
 
-    def direction(self, here):
-        q = here.gradient.copy()
-        pairs = list(zip(self.steps, self.changes))
-        alphas = []
-        for s, y in reversed(pairs):
-            alpha = (s @ q) / (s @ y)
-            q -= alpha * y
-            alphas.append(alpha)
+    Begins with EM's scale, lengthened or shortened as the last change asks (Nocedal and Wright,
+    2006, eq. 7.20 in that metric).
+    """
+
+    steepness = STEEP
+
+    def __init__(self) -> None:
+        self.pairs: deque[tuple[FloatArray, FloatArray]] = deque(maxlen=MEMORY)
+
+    def direction(self, here: Evaluation) -> FloatArray:
+        q, shares = here.gradient.copy(), []
+        for step, change in reversed(self.pairs):
+            shares.append((step @ q) / (step @ change))
+            q -= shares[-1] * change
         r = here.scale * q
-        if self.gamma and pairs:
-            s, y = pairs[-1]
-            r *= (s @ y) / (y @ (here.scale * y))
-        for (s, y), alpha in zip(pairs, reversed(alphas)):
-            r += (alpha - (y @ r) / (s @ y)) * s
+        if self.pairs:
+            step, change = self.pairs[-1]
+            r *= (step @ change) / (change @ (here.scale * change))
+        for (step, change), share in zip(self.pairs, reversed(shares), strict=True):
+            r += (share - (change @ r) / (step @ change)) * step
         return -r
 
-    def learn(self, problem, here, there):
-        n = len(self.steps)
-        step, gradient, *others = problem.carried(
-            here.point, there.point, [here.gradient, *self.steps, *self.changes]
-        )
-        self.steps = deque(others[:n], maxlen=MEMORY)
-        self.changes = deque(others[n:], maxlen=MEMORY)
+    def learn(self, manifold: Manifold, here: Evaluation, there: Evaluation) -> None:
+        vectors = [here.gradient, *(vector for pair in self.pairs for vector in pair)]
+        step, gradient, *learnt = manifold.transported(here.point, there.point, vectors)
+        self.pairs.clear()
+        self.pairs.extend(zip(learnt[::2], learnt[1::2], strict=True))
         change = there.gradient - gradient
         if step @ change > CURVED * (step @ (step / there.scale)):
-            self.steps.append(step)
-            self.changes.append(change)
+            self.pairs.append((step, change))
 
 
 FORMULATIONS = {"augmented": Augmented, "naive": Naive}
-SOLVERS = {"lbfgs": LBFGS, "cg": CG, "gradient": Gradient}
+SOLVERS = {"lbfgs": LBFGS, "cg": ConjugateGradient, "gradient": Solver}

@@ -78,10 +78,10 @@ class RiemannianMixture(MixtureByEM):
     memory is empty; where that lowers the likelihood the model stays where it is.
 
     An iteration costs one E-step, and one more for each further trial of the line search. ``tol``
-    bounds what an iteration gains, which is more than an EM step does. So that components do not
-    collapse, half the trace of ``reg_covar`` times the precision, averaged over the components, is
-    taken off the mean log-likelihood: a penalty whose optimum has ``reg_covar`` added to the
-    covariance of a component of average weight, as EM has it. ``lower_bound_`` is without it.
+    bounds what an iteration gains, which is more than an EM step does. A step maximises the
+    log-likelihood minus a penalty, sum_k w_k tr(Sigma_k^-1) reg_covar / 2 with the weights where it
+    begins: that ends, as EM does, where ``reg_covar`` has been added to the covariances, and
+    components do not collapse. ``lower_bound_`` is without it.
 
     Leaves out the other covariance families, and the line search of the authors.
 
@@ -145,7 +145,7 @@ class RiemannianMixture(MixtureByEM):
         for _ in range(self.warm_up):
             log_likelihood, parameters = self._em_step(samples, parameters)
             yield log_likelihood, parameters
-        formulation = FORMULATIONS[self.formulation](samples, self.reg_covar, self.n_components)
+        formulation = FORMULATIONS[self.formulation](samples, self.reg_covar, parameters)
         here = self._evaluated(formulation, formulation.point(parameters))
         solver = SOLVERS[self.solver]()
         while True:
@@ -218,7 +218,8 @@ class RiemannianMixture(MixtureByEM):
         """After a step of EM, or where we are if the likelihood falls in it."""
         _, parameters = self._em_step(formulation.samples, here.parameters)
         there = self._evaluated(formulation, formulation.point(parameters))
-        return there if there.cost <= here.cost + self._slack(formulation, here) else here
+        rises = there.cost <= here.cost + self._slack(formulation, here)
+        return formulation.shown(there) if rises else here
 
     def _slack(self, formulation: Formulation, here: Evaluation) -> float:
         """What rounding may add to a cost [nat]."""
@@ -307,59 +308,88 @@ class Manifold:
 class Formulation(ABC):
     """Mixtures as points of a manifold, and what an E-step says of one.
 
-    The cost is the penalty minus the mean log-likelihood.
+    The cost is a penalty minus the mean log-likelihood. ``shares`` [K] are the components' in the
+    penalty: their weights where the step began.
     """
 
     n_added: ClassVar[int]
     """By how many rows and columns a matrix is larger than a covariance."""
 
-    def __init__(self, samples: Samples, reg_covar: float, n_components: int) -> None:
-        self.samples = samples
-        self.regularisation = samples.frame.regularisation(reg_covar)[0]
-        self.manifold = Manifold(n_components, samples.n_features + self.n_added)
+    def __init__(self, samples: Samples, reg_covar: float, parameters: Parameters) -> None:
+        self.samples, self.shares = samples, parameters.weights
+        self.regularisation = samples.frame.regularisation(reg_covar)
+        self.manifold = Manifold(len(self.shares), samples.n_features + self.n_added)
 
     @abstractmethod
     def point(self, parameters: Parameters) -> Point:
-        """The point that stands for a mixture."""
+        """The point that stands for a mixture: its last numbers are the log weights."""
 
     @abstractmethod
+    def mixture(self, point: Point) -> tuple[Parameters, float]:
+        """The mixture with the responsibilities of a point, and by how much [nat] its
+        log-likelihood exceeds what is maximised."""
+
+    @abstractmethod
+    def gradient(
+        self,
+        point: Point,
+        parameters: Parameters,
+        moments: tuple[FloatArray, FloatArray, FloatArray],
+    ) -> FloatArray:
+        """Coordinates of what is maximised, without the weights.
+
+        Args:
+            point: Where.
+            parameters: The mixture of the point.
+            moments: Counts [K], first and second moments [K, D], [K, D, D] about the means, in
+                deviations of the components, per sample.
+        """
+
     def evaluated(self, point: Point) -> Evaluation:
         """Any point, by one E-step."""
+        parameters, excess = self.mixture(point)
+        return self._evaluation(point, parameters, self.samples.e_step(parameters), excess)
 
     def shown(self, evaluation: Evaluation) -> Evaluation:
-        """The point that stands for the mixture of this one, without another E-step."""
-        return evaluation
+        """The point that stands for the mixture of this one, where the next step begins.
 
-    def _moments(
-        self, statistics: Statistics, parameters: Parameters
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Counts [K], first and second moments [K, D], [K, D, D] in deviations of the components,
-        per sample; the second ones hold the penalty's share."""
-        shift = parameters.means - statistics.about
-        counts, firsts = statistics.counts, statistics.firsts
-        seconds = self.samples.family.translate(statistics.seconds, counts, firsts, shift)
-        firsts = firsts - counts[:, None] * shift
+        The responsibilities are the same, so another E-step would tell nothing new.
+        """
+        _, parameters, statistics, *_ = evaluation
+        self.shares = parameters.weights
+        return self._evaluation(self.point(parameters), parameters, statistics, 0.0)
+
+    def _evaluation(
+        self, point: Point, parameters: Parameters, statistics: Statistics, excess: float
+    ) -> Evaluation:
+        weights = _weights(point.free[-len(self.shares) :])
         factors = parameters.precisions_cholesky
-        transposed = factors.swapaxes(-1, -2)
-        total = float(statistics.n_samples)
-        seconds = seconds / total + self.regularisation / len(counts)
-        whitened = (transposed @ firsts[..., None])[..., 0]
-        return counts / total, whitened / total, transposed @ seconds @ factors
-
-    def _penalty(self, parameters: Parameters) -> float:
-        """Half the trace of reg_covar times the precision, averaged over the components [nat]."""
-        factors = parameters.precisions_cholesky
-        precision = (factors @ factors.swapaxes(-1, -2)).mean(axis=0)
-        return 0.5 * float((self.regularisation * precision).sum())
-
-    def _em_scale(self, weights: FloatArray) -> FloatArray:
-        """1 / weights [K], of which none counts for less than a sample: what the penalty asks of
-        an empty component is without bound."""
-        return 1 / np.maximum(weights, 1 / self.samples.n_samples)
+        precisions = factors @ factors.swapaxes(-1, -2)
+        regularisation = self.shares[:, None, None] * self.regularisation
+        moments = _moments(statistics, parameters, self.samples, regularisation)
+        own = self.gradient(point, parameters, moments)
+        # No component counts for less than a sample: what few tell is no ground for long steps.
+        scale = 1 / np.maximum(weights, 1 / self.samples.n_samples)
+        log_likelihood = float(statistics.log_likelihood)
+        return Evaluation(
+            point,
+            parameters,
+            statistics,
+            log_likelihood,
+            cost=0.5 * float((regularisation * precisions).sum()) + excess - log_likelihood,
+            gradient=-np.concatenate([own, moments[0] - weights]),
+            scale=np.concatenate(
+                [
+                    np.repeat(2 * scale, math.prod(self.manifold.shape[1:])),
+                    np.repeat(scale, len(point.free) // len(scale) - 1),
+                    scale,
+                ]
+            ),
+        )
 
 
 class Augmented(Formulation):
-    """One matrix S of n_features + 1 for mean and covariance, and the logarithms of the weights."""
+    """One matrix S of n_features + 1 for mean and covariance, and the log weights."""
 
     n_added = 1
 
@@ -370,58 +400,31 @@ class Augmented(Formulation):
         factors[:, 1:, 1:] = _scale_tril(parameters)
         return Point(factors, _log_weights(parameters))
 
-    def evaluated(self, point: Point) -> Evaluation:
-        root, own = point.factors[:, 0, 0], point.factors[:, 1:, 1:]
-        log_weights = point.free - np.logaddexp.reduce(point.free)
-        # log q - log N, which is like a weight; what sums to one is a mixture of higher likelihood.
-        log_joint = log_weights + 0.5 * (1 - root**-2.0) - np.log(root)
-        log_total = np.logaddexp.reduce(log_joint)
-        parameters = Parameters(
-            np.exp(log_joint - log_total),
-            point.factors[:, 1:, 0] / root[:, None],
-            linalg.symmetric(own @ own.swapaxes(-1, -2)),
-            linalg.triangular_inverses(own).swapaxes(-1, -2),
-        )
-        statistics = self.samples.e_step(parameters)
-        weights = np.exp(log_weights)
-        return self._evaluation(point, parameters, statistics, weights, float(log_total))
+    def mixture(self, point: Point) -> tuple[Parameters, float]:
+        root = point.factors[:, 0, 0]
+        # log q - log N is like a log weight.
+        log_weights = point.free + 0.5 * (1 - root**-2.0) - np.log(root)
+        excess = np.logaddexp.reduce(point.free) - np.logaddexp.reduce(log_weights)
+        means = point.factors[:, 1:, 0] / root[:, None]
+        return _mixture(log_weights, means, point.factors[:, 1:, 1:]), float(excess)
 
-    def shown(self, evaluation: Evaluation) -> Evaluation:
-        """With s = 1 and weights that sum to one: responsibilities are the same."""
-        _, parameters, statistics, *_ = evaluation
-        point = self.point(parameters)
-        return self._evaluation(point, parameters, statistics, parameters.weights, 0.0)
-
-    def _evaluation(
+    def gradient(
         self,
         point: Point,
         parameters: Parameters,
-        statistics: Statistics,
-        weights: FloatArray,
-        log_total: float,
-    ) -> Evaluation:
+        moments: tuple[FloatArray, FloatArray, FloatArray],
+    ) -> FloatArray:
         root = point.factors[:, 0, 0, None]
-        counts, firsts, seconds = self._moments(statistics, parameters)
-        A = np.empty(point.factors.shape)  # L^-1 M L^-T, where L^-1 y = (1 / root, whitened x)
+        counts, firsts, seconds = moments
+        A = np.empty(self.manifold.shape)  # L^-1 M L^-T, where L^-1 y = (1 / root, whitened x)
         A[:, 0, 0] = counts / root[:, 0] ** 2
         A[:, 0, 1:] = A[:, 1:, 0] = firsts / root
         A[:, 1:, 1:] = seconds
-        A -= counts[:, None, None] * self.manifold.identity
-        log_likelihood = float(statistics.log_likelihood)
-        scale = self._em_scale(weights)
-        return Evaluation(
-            point,
-            parameters,
-            statistics,
-            log_likelihood,
-            cost=self._penalty(parameters) - log_likelihood - log_total,
-            gradient=np.concatenate([-0.5 * A.ravel(), weights - counts]),
-            scale=np.concatenate([np.repeat(2 * scale, A[0].size), scale]),
-        )
+        return 0.5 * (A - counts[:, None, None] * self.manifold.identity).ravel()
 
 
 class Naive(Formulation):
-    """Covariances; means and the logarithms of the weights are numbers like any others."""
+    """Covariances; means and log weights are numbers like any others."""
 
     n_added = 0
 
@@ -429,31 +432,49 @@ class Naive(Formulation):
         free = np.concatenate([parameters.means.ravel(), _log_weights(parameters)])
         return Point(_scale_tril(parameters), free)
 
-    def evaluated(self, point: Point) -> Evaluation:
-        factors, free = point
-        K, D, _ = factors.shape
-        log_weights = free[K * D :]
-        parameters = Parameters(
-            np.exp(log_weights - np.logaddexp.reduce(log_weights)),
-            free[: K * D].reshape(K, D),
-            linalg.symmetric(factors @ factors.swapaxes(-1, -2)),
-            linalg.triangular_inverses(factors).swapaxes(-1, -2),
-        )
-        statistics = self.samples.e_step(parameters)
-        counts, firsts, seconds = self._moments(statistics, parameters)
+    def mixture(self, point: Point) -> tuple[Parameters, float]:
+        K, D, _ = self.manifold.shape
+        means, log_weights = point.free[:-K].reshape(K, D), point.free[-K:]
+        return _mixture(log_weights, means, point.factors), 0.0
+
+    def gradient(
+        self,
+        point: Point,
+        parameters: Parameters,
+        moments: tuple[FloatArray, FloatArray, FloatArray],
+    ) -> FloatArray:
+        counts, firsts, seconds = moments
         A = 0.5 * (seconds - counts[:, None, None] * self.manifold.identity)
-        along_means = (parameters.precisions_cholesky @ firsts[..., None])[..., 0]
-        log_likelihood = float(statistics.log_likelihood)
-        scale = self._em_scale(parameters.weights)
-        return Evaluation(
-            point,
-            parameters,
-            statistics,
-            log_likelihood,
-            cost=self._penalty(parameters) - log_likelihood,
-            gradient=-np.concatenate([A.ravel(), along_means.ravel(), counts - parameters.weights]),
-            scale=np.concatenate([np.repeat(2 * scale, D * D), np.repeat(scale, D), scale]),
-        )
+        along_means = parameters.precisions_cholesky @ firsts[..., None]
+        return np.concatenate([A.ravel(), along_means.ravel()])
+
+
+def _weights(log_weights: FloatArray) -> FloatArray:
+    """Weights that sum to one, of numbers that differ from their logarithms by a constant."""
+    return np.exp(log_weights - np.logaddexp.reduce(log_weights))
+
+
+def _mixture(log_weights: FloatArray, means: FloatArray, scale_tril: FloatArray) -> Parameters:
+    return Parameters(
+        _weights(log_weights),
+        means,
+        linalg.symmetric(scale_tril @ scale_tril.swapaxes(-1, -2)),
+        linalg.triangular_inverses(scale_tril).swapaxes(-1, -2),
+    )
+
+
+def _moments(
+    statistics: Statistics, parameters: Parameters, samples: Samples, regularisation: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Those of `Formulation.gradient`; ``regularisation`` [K, D, D] is added to the second ones."""
+    shift = parameters.means - statistics.about
+    counts, firsts = statistics.counts, statistics.firsts
+    seconds = samples.family.translate(statistics.seconds, counts, firsts, shift)
+    firsts = firsts - counts[:, None] * shift
+    factors, total = parameters.precisions_cholesky, float(statistics.n_samples)
+    transposed = factors.swapaxes(-1, -2)
+    whitened = transposed @ (seconds / total + regularisation) @ factors
+    return counts / total, (transposed @ firsts[..., None])[..., 0] / total, whitened
 
 
 def _log_weights(parameters: Parameters) -> FloatArray:

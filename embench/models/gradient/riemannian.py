@@ -369,7 +369,7 @@ class Formulation(ABC):
         moments = _moments(statistics, parameters, self.samples, regularisation)
         own = self.gradient(point, parameters, moments)
         # No component counts for less than a sample: what few tell is no ground for long steps.
-        scale = 1 / np.maximum(weights, 1 / self.samples.n_samples)
+        scale = 1 / np.maximum(moments[0], 1 / self.samples.n_samples)
         log_likelihood = float(statistics.log_likelihood)
         return Evaluation(
             point,

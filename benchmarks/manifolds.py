@@ -89,7 +89,7 @@ def main() -> None:
     ]
     # Long names of problems stand once, so that the table fits into 80 columns.
     table = Table("D", "K", "separation", "conditioning", "model", box=None)
-    for name in ("E-steps", "CPU [ms]", "below [nat]"):
+    for name in ("E-steps", "CPU ms", "below nat"):
         table.add_column(name, justify="right")
     for problem in problems:
         for row in rows(problem, range(1 if quick else 3)):

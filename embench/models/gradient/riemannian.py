@@ -72,10 +72,10 @@ class RiemannianMixture(MixtureByEM):
     (M_k - N_k S_k) / 2 (Fisher's identity), and EM's step is 2 / N_k times that: which is how
     gradients are scaled, after which L-BFGS learns from the last steps what EM does not know.
 
-    The first steps are EM's: it is the better judge of a start of another size than the data.
-    A step ends where a line search finds Wolfe's conditions met; s then becomes 1, which can only
-    raise the likelihood and costs nothing. Where the search finds nothing the step is EM's, and the
-    memory is empty; where that lowers the likelihood the model stays where it is.
+    The first steps are EM's, which find the size of the components at once. Every other step ends
+    where a line search finds Wolfe's conditions met; s then becomes 1, which can only raise the
+    likelihood and costs nothing. Where the search finds nothing the step is EM's, and the memory is
+    empty; where that lowers the likelihood the model stays where it is.
 
     An iteration costs one E-step, and one more for each further trial of the line search. ``tol``
     bounds what an iteration gains, which is more than an EM step does. A step maximises the
@@ -96,9 +96,10 @@ class RiemannianMixture(MixtureByEM):
     together.
 
     Source:
-        Hosseini and Sra (2020), An alternative to EM for Gaussian mixture models: batch and
-        stochastic Riemannian optimization, Mathematical Programming 181, section 3; Hosseini and
-        Sra (2015), Matrix manifold optimization for Gaussian mixtures, NeurIPS, algorithm 1.
+        Hosseini and Sra (2015), Matrix manifold optimization for Gaussian mixtures, NeurIPS: the
+        augmented formulation and L-BFGS; Hosseini and Sra (2020), An alternative to EM for Gaussian
+        mixture models: batch and stochastic Riemannian optimization, Mathematical Programming 181:
+        the penalty, here with other shares.
 
     Example:
         >>> X = np.random.default_rng(0).normal(size=(200, 2))

@@ -1,6 +1,6 @@
 """What optimisation on a manifold costs where components overlap, against EM from the same start.
 
-    python benchmarks/manifolds.py            # about five minutes
+    python benchmarks/manifolds.py            # a few minutes
     python benchmarks/manifolds.py --quick    # small problems only
 
 Every model begins at the same mixture, equal weights, means near the true ones and the covariance
@@ -87,7 +87,6 @@ def main() -> None:
         for conditioning in (4.0, 100.0)
         for separation in (4.0, 2.0, 1.5, 1.0)
     ]
-    # Long names of problems stand once, so that the table fits into 80 columns.
     table = Table("D", "K", "separation", "conditioning", "model", box=None)
     for name in ("E-steps", "CPU ms", "below nat"):
         table.add_column(name, justify="right")

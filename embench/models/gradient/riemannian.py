@@ -107,7 +107,7 @@ class RiemannianMixture(MixtureByEM):
         True
     """
 
-    version: ClassVar[str] = VERSION
+    version: ClassVar[str] = f"{MixtureByEM.version}, {VERSION}"
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **MixtureByEM._parameter_constraints,

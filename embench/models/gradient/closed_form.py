@@ -43,7 +43,7 @@ class ClosedFormNLL(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, log_weights: Tensor, means: Tensor, factors: Tensor, samples: Samples
     ) -> Tensor:
         parameters = of_components(Components(log_weights, means, factors), samples.family)

@@ -99,8 +99,10 @@ class GradientMixture(MixtureByEM):
 
     in_memory = True
 
-    likelihood: ClassVar[Likelihood] = staticmethod(by_autograd)
-    """Where gradients come from."""
+    @property
+    def _likelihood(self) -> Likelihood:
+        """Where gradients come from."""
+        return by_autograd
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **MixtureByEM._parameter_constraints,
@@ -249,7 +251,7 @@ class GradientMixture(MixtureByEM):
             def prior(mixture: Components) -> Tensor:
                 return log_prior(numbers, mixture) / float(samples.total_weight)
 
-        return Objective(coordinates, samples, type(self).likelihood, floor, prior)
+        return Objective(coordinates, samples, self._likelihood, floor, prior)
 
     def _descended(
         self, objective: Objective, random_state: np.random.RandomState
@@ -307,7 +309,7 @@ class GradientMixture(MixtureByEM):
         samples = objective.samples
         if self.batch_size is None:
             if self.optimizer == "lbfgs":
-                optimizer.step(lambda: torch.tensor(objective.evaluate(), dtype=torch.float64))
+                optimizer.step(objective.evaluate)
             else:
                 optimizer.step()
             return
@@ -358,4 +360,6 @@ class ClosedFormMixture(GradientMixture):
         [0.0, 10.0]
     """
 
-    likelihood = staticmethod(in_closed_form)
+    @property
+    def _likelihood(self) -> Likelihood:
+        return in_closed_form

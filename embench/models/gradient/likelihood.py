@@ -141,8 +141,8 @@ def log_joint_of(Y: Tensor, form: Whitening) -> Tensor:
 class _HalfSquares(torch.autograd.Function):
     """1/2 |z|^2 of z = linear Y, a row for every ``n_features`` rows of z.
 
-    Its gradient is z times the upstream one. Torch would go over z three times to find that out, and
-    multiply by Y from the side that takes BLAS twice as long: a third of a step.
+    Its gradient is z times the upstream one. Torch would go over z three times to find that out,
+    and multiply by Y from the side that takes BLAS twice as long: a third of a step.
     """
 
     @staticmethod

@@ -48,7 +48,7 @@ class ChunkedNLL(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, samples: Samples, *form: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, samples: Samples, *form: Tensor) -> Tensor:
         leaves = Whitening(*(part.detach().requires_grad_() for part in form))
         n_components, n_features = leaves.means.shape[:2]
         Y, shares = torch.as_tensor(samples.Y), _shares(samples)

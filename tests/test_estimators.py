@@ -24,6 +24,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceW
 NAMES = [name for name, line in embench.models().items() if not line.startswith("not ")]
 VARIANTS = {
     **{name: (name, {}) for name in NAMES},
+    **{
+        f"gd-closed-form {family}": ("gd-closed-form", {"covariance_type": family})
+        for family in ALL_COVARIANCE_TYPES[1:]
+    },
+    "gd float32": ("gd", {"dtype": "float32"}),
     **{f"em {family}": ("em", {"covariance_type": family}) for family in ALL_COVARIANCE_TYPES[1:]},
     "em float32": ("em", {"dtype": "float32"}),
 }
@@ -206,7 +211,8 @@ def test_the_stream_ends_where_fit_ends(variant, n_init, data):
     restarts = {"n_init": n_init} if "n_init" in make(variant).get_params() else {}
     params = {"n_components": 3, "max_iter": 8, **restarts}
     if restarts:
-        params["init_params"] = "random_from_data"
+        known = make(variant).get_params()
+        params["init_params" if "init_params" in known else "init"] = "random_from_data"
     fitted, watched = make(variant, **params).fit(data.X_train), make(variant, **params)
     assert isinstance(watched, IterativeModel)
 

@@ -17,13 +17,10 @@ from strategies import assert_same, law, model_at, path, permuted, problems, see
 
 from embench import gaussian, make_dataset, make_model
 from embench.models.engine import FAMILIES, Arrays, Frame, Parameters, Samples
-from embench.models.gradient.riemannian import (
-    FORMULATIONS,
-    SOLVERS,
-    Manifold,
-    Point,
-    RiemannianMixture,
-)
+from embench.models.gradient.formulations import FORMULATIONS
+from embench.models.gradient.manifold import Manifold, Point
+from embench.models.gradient.riemannian import RiemannianMixture
+from embench.models.gradient.solvers import SOLVERS
 from embench.types import Mixture
 
 WAYS = [

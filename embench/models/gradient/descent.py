@@ -65,8 +65,8 @@ class GradientMixture(MixtureByEM):
         schedule: "cosine" or "constant", of both.
         max_iter: Largest number of passes over the samples, which is one step each where
             ``batch_size`` is None.
-        batch_size: Samples per step, drawn anew in every pass; the last ones of a pass make a
-            smaller step. None for all samples.
+        batch_size: Largest number of samples per step; every pass cuts all of them anew into
+            parts of one size, give or take a sample. None for one part.
         tol: Ends when no entry of the gradient of the loss is larger [nat], in the coordinates
             descended in. With batches only the end is looked at.
         init: "kmeans", "k-means++", "random" or "random_from_data" as in EM, or "uniform": equal
@@ -266,7 +266,7 @@ class GradientMixture(MixtureByEM):
             self._pass(objective, optimizer, random_state)
             if scheduler:
                 scheduler.step()
-            self._mitigate(objective, optimizer, random_state)
+            n_collapsed = self._mitigate(objective, optimizer, random_state)
             loss = objective.evaluate()
             if not np.isfinite(loss):
                 with torch.no_grad():
@@ -279,6 +279,7 @@ class GradientMixture(MixtureByEM):
                     stacklevel=2,
                 )
                 return
+            self.n_mitigations_ += n_collapsed
             yield loss
 
     @property
@@ -314,23 +315,25 @@ class GradientMixture(MixtureByEM):
                 optimizer.step()
             return
         order = random_state.permutation(samples.n_samples)
-        for rows in split(samples.n_samples, self.batch_size):
+        parts = list(split(samples.n_samples, self.batch_size))
+        for rows in parts:
             batch = samples.take(order[rows])
-            objective.evaluate_batch(batch, share=batch.n_samples / self.batch_size)
+            share = len(parts) * float(batch.total_weight / samples.total_weight)
+            objective.evaluate_batch(batch, share)
             optimizer.step()
 
     @torch.no_grad()
     def _mitigate(
         self, objective: Objective, optimizer: Optimizer, random_state: np.random.RandomState
-    ) -> None:
+    ) -> int:
+        """Do something about components that collapsed; how many of them."""
         coordinates = objective.coordinates
         collapsed = collapsed_components(coordinates, objective.floor)
-        if not collapsed.any():
-            return
-        self.n_mitigations_ += int(collapsed.sum())
-        MITIGATIONS[self.mitigation](coordinates, collapsed, objective.samples, random_state)
-        if self.mitigation == "reset" or self.optimizer == "lbfgs":
-            optimizer.state.clear()  # what it remembers is about components that are gone
+        if collapsed.any():
+            MITIGATIONS[self.mitigation](coordinates, collapsed, objective.samples, random_state)
+            if self.mitigation == "reset" or self.optimizer == "lbfgs":
+                optimizer.state.clear()  # what it remembers is about components that are gone
+        return int(collapsed.sum())
 
     def _warn_of_end(self, converged: bool, parameters: Parameters, samples: Samples) -> None:
         super()._warn_of_end(converged, parameters, samples)

@@ -174,4 +174,4 @@ def whitened(Y: Tensor, form: Whitening) -> Tensor:
     differences = Y[:-1] - means
     if linear.ndim == 3:
         return linear * differences
-    return torch.einsum("cjin,kin->kjn", linear, differences)
+    return torch.einsum("kjin,kin->kjn", linear, differences)

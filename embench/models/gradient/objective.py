@@ -98,8 +98,16 @@ class Objective:
 
     @property
     def steepness(self) -> float:
-        """Largest entry of the gradient, as evaluated last [nat]."""
-        return max(float(part.grad.abs().max()) for part in self.free if part.grad is not None)
+        """Largest entry of the gradient, as evaluated last [nat]; what only pulls deviations on the
+        floor further down does not count."""
+        largest = 0.0
+        for part in self.free:
+            assert part.grad is not None
+            gradient = part.grad
+            if part is self.coordinates.log_stddevs:
+                gradient = gradient.where((part > self.floor) | (gradient < 0), 0.0)
+            largest = max(largest, float(gradient.abs().max()))
+        return largest
 
     def evaluate(self) -> float:
         """Loss of all samples at the coordinates [nat]; the gradient is left in their ``grad``."""

@@ -134,7 +134,8 @@ def conjugate_prior(
         # A spherical variance counts once for every feature.
         "spherical": ((nu + 2) / D + 1, psi / D),
         "tied_spherical": ((nu + 2) / D + K, psi / D),
-        "constant": (0.0, 0.0),
+        # As many as the means count for: a covariance of 1 stays one.
+        "constant": (K * mean_precision, 0.0),
     }[family.name]
     return Prior(
         *(strength * part for part in (weight_concentration - 1, mean_precision, counts, scale))

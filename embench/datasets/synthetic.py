@@ -77,6 +77,43 @@ def blobs(
 
 
 @validate_call
+def scattered(
+    seed: Seed,
+    *,
+    n_samples: PositiveInt = 1000,
+    n_features: PositiveInt = 2,
+    n_components: PositiveInt = 5,
+    radius: Annotated[FiniteFloat, Field(gt=0)] = 8.0,
+    covariance_type: Literal["full", "tied", "diag", "spherical"] = "full",
+    conditioning: AtLeastOne = 4.0,
+) -> Dataset:
+    """Gaussians scattered evenly over a box, as demonstrations of gradient descent have them.
+
+    Some components may lie on top of each other: nobody sees to it that they do not.
+
+    Args:
+        seed: Any integer >= 0.
+        n_samples: Samples to fit on, and as many to be judged on.
+        n_features, n_components: Sizes of the mixture; the weights are equal.
+        radius: Means are uniform in [-radius, radius] [u].
+        covariance_type, conditioning: Of the covariances, as in `blobs`.
+
+    Example:
+        >>> bool(abs(scattered(42).truth.means).max() <= 8)
+        True
+    """
+    rng = data_rng(seed)
+    truth = Mixture(
+        weights=np.full(n_components, 1 / n_components),
+        means=rng.uniform(-radius, radius, size=(n_components, n_features)),
+        covariances=_covariances(rng, n_components, n_features, covariance_type, conditioning),
+    )
+    X_train, y_train = gaussian.sample(truth, n_samples, rng)
+    X_test, y_test = gaussian.sample(truth, n_samples, rng)
+    return Dataset(X_train, X_test, n_components, y_train, y_test, truth)
+
+
+@validate_call
 def three_gaussians(seed: Seed, *, n_samples: PositiveInt = 1200) -> Dataset:
     """Three Gaussians in the plane, from the demonstration of an unrolled EM layer.
 

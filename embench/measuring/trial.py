@@ -204,7 +204,7 @@ def _curve(
     if not isinstance(model, IterativeModel):
         return (), None, ""
     try:
-        for seconds, n_iter, twin in _watched(clone(model), X, pulled):
+        for seconds, n_iter, twin in watched(clone(model), X, pulled):
             if seconds > GRACE[trial.track] * trial.time_limit and n_iter != pulled:
                 raise TimeoutError("the watched fit took longer than the timed one may")
             if _is_checkpoint(n_iter):
@@ -217,7 +217,7 @@ def _curve(
     return tuple(points), n_iter, ""
 
 
-def _watched(model: Model, X: FloatArray, pulled: int | None) -> Iterator[tuple[float, int, Model]]:
+def watched(model: Model, X: FloatArray, pulled: int | None) -> Iterator[tuple[float, int, Model]]:
     """Seconds and iterations of a fit under way, up to iteration ``pulled``; pausing is free."""
     seconds = 0.0
     began = time.perf_counter()

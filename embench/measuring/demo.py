@@ -1,0 +1,127 @@
+"""A fit to look at: the mixture every few iterations, with the judge's word on it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sklearn.base import clone
+
+from embench import gaussian, registry
+from embench.measuring.trial import watched
+from embench.models.steps import last
+from embench.types import Dataset, FloatArray, InputError, Mixture, MixtureModel, Model
+
+UNIT_SPHERES: Mapping[str, Any] = {"covariance_type": "spherical", "conditioning": 1.0}
+
+TRUE_FAMILIES: Mapping[str, Mapping[str, Any]] = {
+    "diagonal": {"covariance_type": "diag"},
+    "isotropic": {"covariance_type": "spherical"},
+    "tied_spherical": UNIT_SPHERES,
+    "shared_isotropic": UNIT_SPHERES,
+    "constant": UNIT_SPHERES,
+}
+"""What mock data are to be for a family to be right about them, where its name does not say so."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A fit on its way: iterations and seconds so far, mean NLL of the samples [nat], mixture."""
+
+    n_iter: int
+    seconds: float
+    nll: float
+    mixture: Mixture
+
+    def __str__(self) -> str:
+        under_way = f"  iteration {self.n_iter:<5}  {self.seconds:.2f} s" if self.seconds else ""
+        return f"NLL {self.nll:.4f} nat{under_way}"
+
+
+def mock_data(
+    family: str, *, n_samples: int, n_features: int, n_components: int, radius: float, seed: int
+) -> Dataset:
+    """Scattered Gaussians with covariances of a family.
+
+    Raises:
+        InputError: There is no such family, or there are fewer samples than components.
+
+    >>> mock_data("diag", n_samples=9, n_features=1, n_components=2, radius=8, seed=0).n_components
+    2
+    """
+    if n_samples < n_components:
+        raise InputError(
+            f"expected at least as many samples as components, got {n_samples} samples and "
+            f"{n_components} components"
+        )
+    return registry.make_dataset(
+        "scattered",
+        seed=seed,
+        n_samples=n_samples,
+        n_features=n_features,
+        n_components=n_components,
+        radius=radius,
+        **TRUE_FAMILIES.get(family, {"covariance_type": family}),
+    )
+
+
+def gradient_descent(
+    data: Dataset, family: str, every: int, *, seed: int, **params: Any
+) -> Iterator[Moment]:
+    """`gd` on its way, see `moments`; a first call, which loads libraries, is not on the clock."""
+    model = registry.make_model(
+        "gd",
+        n_components=data.n_components,
+        covariance_type=family,
+        random_state=seed,
+        **params,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        last(moments(clone(model).set_params(max_iter=1), data.X_train))
+    return moments(model, data.X_train, every)
+
+
+def beside(data: Dataset, family: str, seed: int) -> dict[str, Moment]:
+    """Where EM ends, and the truth."""
+    assert data.truth is not None
+    params = {"n_components": data.n_components, "covariance_type": family, "random_state": seed}
+    em = registry.make_model("em", tol=1e-6, max_iter=1000, **params)
+    truth = Moment(0, 0.0, -gaussian.log_likelihood(data.truth, data.X_train), data.truth)
+    return {"EM": last(moments(em, data.X_train)), "truth": truth}
+
+
+def moments(model: Model, X: FloatArray, every: int = 1) -> Iterator[Moment]:
+    """The fit at its start, after every so many iterations, and at its end; the clock runs only
+    while it is at work.
+
+    Args:
+        model: Not fitted; it can be watched, and is a mixture.
+        X: Samples, shape (n_samples, n_features) [u].
+        every: Iterations between moments.
+
+    Raises:
+        InputError: The model cannot be fitted to X.
+
+    Example:
+        >>> X = mock_data("full", n_samples=99, n_features=2, n_components=2, radius=8, seed=0)
+        >>> em = registry.make_model("em", n_components=2, max_iter=3, tol=0, random_state=0)
+        >>> [moment.n_iter for moment in moments(em, X.X_train, every=2)]
+        [0, 2, 3]
+    """
+    try:
+        for seconds, n_iter, fitted in watched(model, X, None):
+            if n_iter % every == 0:
+                yield _moment(n_iter, seconds, fitted, X)
+        if n_iter % every:
+            yield _moment(n_iter, seconds, fitted, X)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _moment(n_iter: int, seconds: float, fitted: Model, X: FloatArray) -> Moment:
+    assert isinstance(fitted, MixtureModel)
+    mixture = fitted.mixture_
+    return Moment(n_iter, seconds, -gaussian.log_likelihood(mixture, X), mixture)

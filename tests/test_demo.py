@@ -1,0 +1,115 @@
+"""The demonstration: where it ends, what it draws, and what it says to a mistake."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import matplotlib.image
+import pytest
+from click.testing import CliRunner
+
+from embench import gaussian, make_model
+from embench.cli import main
+from embench.measuring.demo import beside, gradient_descent, mock_data, moments
+from embench.reporting import demo as drawing
+
+SMALL = ["--samples", "150", "--components", "3", "--iterations", "12", "--log-freq", "5"]
+
+
+def run(*options):
+    return CliRunner().invoke(main, ["demo", *SMALL, *options])
+
+
+def test_it_shows_the_descent_and_em_and_draws_them(tmp_path):
+    picture = tmp_path / "new" / "strip.png"
+
+    result = run("--out", str(picture))
+
+    assert result.exit_code == 0, result.output
+    for words in ("iteration 0 ", "iteration 5 ", "iteration 10", "iteration 12", "EM", "truth"):
+        assert words in result.output
+    height, width, _ = matplotlib.image.imread(picture).shape
+    assert height > 300
+    assert width > 1000
+
+
+@pytest.mark.parametrize("dims", ["1", "2", "3"])
+@pytest.mark.parametrize("family", ["full", "diag", "isotropic", "constant"])
+def test_every_family_in_any_dimension_can_be_drawn(dims, family, tmp_path):
+    result = run("--dims", dims, "--family", family, "--out", str(tmp_path / "strip.svg"))
+
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "strip.svg").stat().st_size > 10_000
+
+
+def test_an_animation_has_the_moments_as_frames_and_then_rests(tmp_path):
+    from PIL import Image
+
+    result = run("--out", str(tmp_path / "moving.gif"))
+
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "moving.gif") as moving:
+        assert moving.n_frames >= 4
+
+
+def test_without_a_picture_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    result = run("--no-visualize")
+
+    assert result.exit_code == 0, result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--out", "strip.jpeg"], "ends in .png, .pdf, .svg, .gif, got strip.jpeg"),
+        (["--family", "banana"], "banana"),
+        (["--components", "500"], "150 samples and 500 components"),
+        (["--iterations", "0"], "0"),
+        (["--component-lr", "-1"], "-1"),
+    ],
+)
+def test_a_mistake_is_a_sentence(options, words):
+    result = run(*options)
+
+    assert result.exit_code == 2
+    assert words in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_moments_are_the_judges_word_on_the_fit_that_is_watched():
+    data = mock_data("full", n_samples=200, n_features=2, n_components=3, radius=8, seed=1)
+
+    seen = list(gradient_descent(data, "full", 4, seed=0, max_iter=10, tol=0.0))
+
+    assert [moment.n_iter for moment in seen] == [0, 4, 8, 10]
+    fitted = make_model("gd", n_components=3, max_iter=10, tol=0.0, random_state=0)
+    fitted.fit(data.X_train)
+    assert seen[-1].nll == pytest.approx(-fitted.score(data.X_train), rel=1e-10)
+    assert all(
+        moment.nll == -gaussian.log_likelihood(moment.mixture, data.X_train) for moment in seen
+    )
+    assert [one.seconds for one in seen] == sorted(one.seconds for one in seen)
+
+
+def test_em_beside_it_ends_no_worse_than_it_begins():
+    data = mock_data("diag", n_samples=200, n_features=2, n_components=3, radius=8, seed=1)
+
+    found = beside(data, "diag", seed=0)
+
+    em = make_model("em", n_components=3, covariance_type="diag", random_state=0)
+    first = next(moments(em, data.X_train))
+    assert list(found) == ["EM", "truth"]
+    assert found["EM"].nll < first.nll
+
+
+def test_a_strip_shows_the_first_and_the_last_and_begins_slowly():
+    chosen = drawing._some(range(100), 6)
+
+    assert len(chosen) == 6
+    assert (chosen[0], chosen[-1]) == (0, 99)
+    steps = [after - before for before, after in pairwise(chosen)]
+    assert steps == sorted(steps)

@@ -159,6 +159,15 @@ def test_a_model_that_is_taken_at_its_word_is_told(small_trial, model, told):
     assert ("by its own score" in record.message) == told
 
 
+def test_what_a_fit_warns_of_by_name_is_told_once(small_trial):
+    params = {"min_stddev": 10.0, "max_iter": 3, "tol": 0}
+
+    record = run_trial(small_trial("gd", params=params, dataset=BLOBS, track="default"))
+
+    assert record.status == "ok", record.message
+    assert record.message.count("min_stddev = 10") == 1
+
+
 def test_float32_data_reach_the_model_as_float32(small_trial):
     double = run_trial(small_trial(dataset=BLOBS))
     single = run_trial(small_trial(dataset=BLOBS, dtype="float32"))

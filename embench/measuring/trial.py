@@ -76,7 +76,8 @@ def run_trial(trial: Trial, *, disposable: bool = False) -> Record:
 def _run(trial: Trial, disposable: bool) -> Record:
     data, X, model = prepared(trial)
     _warm_up(trial, model, X, disposable)
-    fitted, pulled, readings = _timed_pass(trial, model, X, disposable)
+    with _heard() as complaints:
+        fitted, pulled, readings = _timed_pass(trial, model, X, disposable)
     nll = _nll(fitted, data.X_test)
     curve, n_iter, complaint = _curve(trial, model, X, data, pulled)
     outcome = Outcome(
@@ -94,6 +95,7 @@ def _run(trial: Trial, disposable: bool) -> Record:
         _on_convergence(trial, fitted),
         _on_judge(fitted),
         _on_threads(trial, environment),
+        *complaints,
         complaint,
     )
     return Record(
@@ -105,6 +107,19 @@ def _run(trial: Trial, disposable: bool) -> Record:
         message="; ".join(filter(None, remarks)),
         environment=environment,
     )
+
+
+@contextmanager
+def _heard() -> Iterator[list[str]]:
+    """What a fit warns of under a name of its own (a collapse, more regularisation than was asked
+    for), each once; anything else is between a model and its author."""
+    complaints: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", RuntimeWarning)
+        yield complaints
+    named = [str(one.message) for one in caught if one.category is not RuntimeWarning]
+    complaints += dict.fromkeys(shorten(words, LONGEST_SENTENCE) for words in named)
 
 
 def _sizes(data: Dataset, X: FloatArray, model: Model) -> dict[str, int]:

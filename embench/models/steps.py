@@ -20,6 +20,7 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from embench.models import engine, families, sources, streams
+from embench.models.base import resolved_device
 from embench.models.engine import FAMILIES, Frame, Parameters, Samples
 from embench.types import FloatArray, IntArray, Mixture
 
@@ -365,15 +366,7 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
         self.lower_bound_, self.lower_bounds_ = run.lower_bound, list(run.lower_bounds)
 
     def _device(self) -> str:
-        if self.device == "cpu":
-            return "cpu"
-        import torch
-
-        if torch.cuda.is_available():
-            return "cuda"
-        if self.device == "auto":
-            return "cpu"
-        raise ValueError("device='cuda': torch finds no CUDA device; use 'cpu' or 'auto'")
+        return resolved_device(self.device)
 
     def _n_parameters(self) -> int:
         # Of the components that were found, not of those that were asked for.

@@ -102,11 +102,11 @@ def log_joint(Y: Tensor, mixture: Components) -> Tensor:
 
 def _whitened(Y: Tensor, means: Tensor, factors: Tensor) -> Tensor:
     """P' (y - mu) [K, D, n], in standard deviations."""
-    K, D, n = means.shape
+    K, D, _ = means.shape
     if factors.ndim == 3:
         return factors * (Y[:-1] - means)
     if factors.shape[-1] > 1:
-        return torch.einsum("cijn,kin->kjn", factors, Y[:-1] - means)
+        return torch.einsum("kijn,kin->kjn", factors, Y[:-1] - means)
     # One product, whose last column subtracts the means: a third of the time of differences first.
     transposed = factors[..., 0].transpose(1, 2).expand(K, D, D)
     affine = torch.cat([transposed, -transposed @ means], dim=2)

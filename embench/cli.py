@@ -172,7 +172,11 @@ def run(
 
 @main.command()
 @click.argument("runs", nargs=-1, metavar="[RUN]...")
-@click.option("--baseline", metavar="MODEL", help="Compare with this one.  [sklearn-em, else em]")
+@click.option(
+    "--baseline",
+    metavar="MODEL",
+    help="Compare with this one.  [sklearn-em, else em; for p(Y|X) linear-gaussian]",
+)
 @click.option(
     "--metric",
     "metrics",

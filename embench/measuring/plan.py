@@ -239,14 +239,15 @@ def _left_out(candidates: Iterable[_Candidate], datasets: Iterable[_Checked]) ->
     for candidate in candidates:
         for track in candidate.left_out:
             yield f"{candidate.spec} is left out of {track}: it cannot begin at a given mixture"
-        for dataset in datasets:
-            if candidate.tracks and candidate.is_conditional != dataset.is_conditional:
-                why = (
-                    "it is a density of Y given X, and here are no targets Y"
-                    if candidate.is_conditional
-                    else "it is a density of X, and here is asked for one of Y given X"
-                )
-                yield f"{candidate.spec} is left out on {dataset.spec}: {why}"
+        others = [d for d in datasets if d.is_conditional != candidate.is_conditional]
+        if candidate.tracks and others:
+            why = (
+                "it is a density of Y given X, and there are no targets Y"
+                if candidate.is_conditional
+                else "it is a density of X, and the task is one of Y given X"
+            )
+            where = ", ".join(str(dataset.spec) for dataset in others)
+            yield f"{candidate.spec} is left out on {where}: {why}"
 
 
 def _checked_dataset(spec: Spec, candidates: Iterable[_Candidate]) -> _Checked:

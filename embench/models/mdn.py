@@ -90,8 +90,9 @@ class MixtureDensityNetwork(ConditionalDensity):
         batch_size: Samples per step; what is left over at the end makes a smaller step.
         min_stddev: Added in quadrature to every standard deviation, in those of Y, of a target
             given those before it: a component on a single sample has no infinite density.
-        validation_share: Share of the samples, in [0, 1), that is not trained on; the parameters
-            after the pass that explained them best are kept. 0: those after the last pass.
+        validation_share: Share of the samples, in [0, 1), that is not trained on (start and
+            standardisation are those of all); the parameters after the pass that explained them
+            best are kept. 0: those after the last pass.
         random_state: Seed of the start, the batches, the samples set apart and of draws.
         device: "cpu", "cuda" or "auto" (cuda where there is one).
         dtype: "float64", "float32" or "auto" (that of X): precision of the network.
@@ -192,6 +193,7 @@ class MixtureDensityNetwork(ConditionalDensity):
             network.parameters(), lr=self.lr, weight_decay=self.weight_decay
         )
         self.network_, self.n_iter_, self.losses_ = network, 0, []
+        vars(self).pop("loss_", None)  # of an earlier fit
         lowest = math.inf
         yield 0
         for n_iter in range(1, self.max_iter + 1):
@@ -240,7 +242,10 @@ class MixtureDensityNetwork(ConditionalDensity):
         return network.to(device).eval()
 
     def _layers(self, n_inputs: int) -> nn.Module:
+        """The fully connected layers."""
         sizes = [n_inputs, *np.atleast_1d(np.asarray(self.hidden_sizes, dtype=int)).tolist()]
+        if min(sizes) < 1:
+            raise ValueError(f"expected hidden_sizes of 1 or more, got {self.hidden_sizes}")
         layers: list[nn.Module] = []
         for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), ACTIVATIONS[self.activation]()]
@@ -327,6 +332,7 @@ class Network(nn.Module):
         )
 
     def standardised(self, Y: FloatArray) -> FloatArray:
+        """Y [n, n_targets] in the frame."""
         return (Y - self.Y_mean) / self.Y_scale
 
     def taken(self, X: FloatArray, Y: FloatArray) -> tuple[Tensor, Tensor]:

@@ -193,7 +193,7 @@ class MixtureDensityNetwork(ConditionalDensity):
             network.parameters(), lr=self.lr, weight_decay=self.weight_decay
         )
         self.network_, self.n_iter_, self.losses_ = network, 0, []
-        vars(self).pop("loss_", None)  # of an earlier fit
+        self.__dict__.pop("loss_", None)  # of an earlier fit
         lowest = math.inf
         yield 0
         for n_iter in range(1, self.max_iter + 1):

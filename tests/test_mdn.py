@@ -137,16 +137,18 @@ def test_the_loss_is_that_of_the_returned_parameters(validation_share):
     seen = Recorder()
     model = network(backbone=seen, validation_share=validation_share, lr=0.05).fit(X, Y)
 
-    trained_on = np.unique(model.network_.backbone.passes[-1], axis=0)
+    rows = trained_rows(model)
 
-    rows = [
-        i
-        for i, x in enumerate((X - X.mean(0)) / X.std(0))
-        if np.isclose(trained_on, x, atol=1e-12).all(axis=1).any()
-    ]
     assert len(rows) == round((1 - validation_share) * len(X))
     assert model.loss_ == pytest.approx(-model.score(X[rows], Y[rows]), rel=1e-9)
     assert model.loss_ != model.losses_[-1]
+
+
+def trained_rows(model):
+    """The rows of X that a model with a `Recorder` has seen as it was trained."""
+    seen = model.network_.backbone.passes[-1]
+    standardised = (X - X.mean(axis=0)) / X.std(axis=0)
+    return [i for i, x in enumerate(standardised) if np.isclose(seen, x).all(axis=1).any()]
 
 
 class Recorder(nn.Module):
@@ -223,7 +225,19 @@ def test_looking_at_the_model_does_not_change_its_way_nor_leave_a_trace():
     assert global_random_state() == before
 
 
-def test_the_parameters_kept_are_those_that_explain_best_what_was_set_apart():
+def test_what_was_set_apart_is_explained_better_and_better_by_what_is_kept():
+    model = network(backbone=Recorder(), validation_share=0.3, lr=0.1, max_iter=30)
+
+    log_densities = [model.score_samples(X, Y) for _ in model.iter_fit(X, Y)]
+
+    apart = np.setdiff1d(np.arange(len(X)), trained_rows(model))
+    kept = [found[apart].mean() for found in log_densities[1:]]
+    assert len(apart) == 18
+    assert np.all(np.diff(kept) >= -1e-12)
+    assert 2 < len(np.unique(kept)) < len(kept), "some passes are kept, and some are not"
+
+
+def test_a_share_set_apart_helps_where_samples_are_few():
     data = make_dataset("diabetes", seed=0)
     params = {"hidden_sizes": 32, "max_iter": 60, "lr": 0.01, "batch_size": 64}
 

@@ -41,6 +41,9 @@ ENOUGH_SECONDS = 0.5
 
 WARM_UP_SAMPLES = 2000
 WARM_UP_ITERATIONS = 2
+WARM_UP_SECONDS = 3.0
+"""What a warm-up may take beyond the grace of a fit: libraries import more when they are first used
+(torch's optimisers for a second), and a short budget should not die of it."""
 
 GRACE = {"same-start": 1.1, "budget": 2.0, "default": 1.1}
 """A fit is killed this many time limits after its start. On the budget track a last iteration may
@@ -156,7 +159,7 @@ def _warm_up(trial: Trial, model: Model, samples: tuple[FloatArray, ...], dispos
     if "max_iter" in twin.get_params():
         twin.set_params(max_iter=WARM_UP_ITERATIONS)
     # What is wrong with the model comes to light in the timed pass.
-    with _killed_after(trial, disposable), suppress(Exception):
+    with _killed_after(_longest(trial) + WARM_UP_SECONDS, disposable), suppress(Exception):
         twin.fit(*(part[:WARM_UP_SAMPLES] for part in samples))
 
 
@@ -171,7 +174,7 @@ def _timed_pass(
     most = 1 if trial.track == "budget" else MAX_FITS
     while len(readings) < most and sum(r.seconds for r in readings) < ENOUGH_SECONDS:
         fitted = clone(model)
-        with _killed_after(trial, disposable), metered(trial.device) as reading:
+        with _killed_after(_longest(trial), disposable), metered(trial.device) as reading:
             pulled = _fit(fitted, samples, trial)
         readings.append(reading)
     return fitted, pulled, readings
@@ -219,7 +222,7 @@ def _curve(
         return (), None, ""
     try:
         for seconds, n_iter, twin in _watched(clone(model), samples, pulled):
-            if seconds > GRACE[trial.track] * trial.time_limit and n_iter != pulled:
+            if seconds > _longest(trial) and n_iter != pulled:
                 raise TimeoutError("the watched fit took longer than the timed one may")
             if _is_checkpoint(n_iter):
                 with suppress(Diverged):
@@ -314,13 +317,18 @@ def limited_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _longest(trial: Trial) -> float:
+    """Seconds after which a fit is given up."""
+    return GRACE[trial.track] * trial.time_limit
+
+
 @contextmanager
-def _killed_after(trial: Trial, disposable: bool) -> Iterator[None]:
+def _killed_after(seconds: float, disposable: bool) -> Iterator[None]:
     """Let the kernel end this process when the time is over: native code cannot hold it up."""
     if not disposable:
         yield
         return
-    signal.setitimer(signal.ITIMER_REAL, GRACE[trial.track] * trial.time_limit)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:

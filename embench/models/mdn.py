@@ -109,9 +109,9 @@ class MixtureDensityNetwork(ConditionalDensity):
     Example:
         >>> X = np.linspace(-1, 1, 200)[:, None]
         >>> Y = X[:, 0] ** 2
-        >>> model = MixtureDensityNetwork(1, max_iter=100, random_state=0).fit(X, Y)
-        >>> model.predict(np.array([[0.0], [0.8]])).round(1).tolist()
-        [0.0, 0.6]
+        >>> model = MixtureDensityNetwork(1, batch_size=20, max_iter=50, random_state=0).fit(X, Y)
+        >>> model.predict(np.array([[-0.8], [0.8]])).round(1).tolist()
+        [0.6, 0.6]
     """
 
     version: ClassVar[str] = f"torch {torch.__version__}"

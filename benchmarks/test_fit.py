@@ -52,7 +52,7 @@ def trial(request: pytest.FixtureRequest) -> Iterator[Trial]:
 # tol = 0 never stops early, so every fit says that it did not converge.
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_fit(benchmark: BenchmarkFixture, trial: Trial) -> None:
-    _, X, model = prepared(trial)
+    _, (X,), model = prepared(trial)
     record = run_trial(trial)
     assert record.status == "ok", record.message
     benchmark.group = str(trial.dataset)

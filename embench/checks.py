@@ -22,6 +22,7 @@ from sklearn.utils import get_tags
 
 from embench import gaussian, registry
 from embench.types import (
+    ConditionalModel,
     Dataset,
     InputError,
     IterativeModel,
@@ -49,6 +50,8 @@ class NotApplicable(Exception):
 def check_model(spec: Spec) -> Iterator[Finding]:
     """Hold a model against every law, on small data with known truth.
 
+    A `ConditionalModel` is fitted to X and Y of the dataset inverse-sine, all others to X alone.
+
     Args:
         spec: The model and its parameters; ``n_components`` is 3 unless said.
 
@@ -59,9 +62,10 @@ def check_model(spec: Spec) -> Iterator[Finding]:
         >>> {finding.broken for finding in check_model(Spec("sklearn-em"))}
         {''}
     """
-    data = registry.make_dataset("blobs", seed=0, n_samples=200, n_components=3)
-    defaults = {"n_components": 3, "random_state": 0}
     model = registry.make_model(spec.name, **spec.params)
+    dataset = "inverse-sine" if isinstance(model, ConditionalModel) else "blobs"
+    data = registry.make_dataset(dataset, seed=0, n_samples=200, n_components=3)
+    defaults = {"n_components": 3, "random_state": 0}
     known = model.get_params()
     asked = {k: v for k, v in defaults.items() if k in known and k not in spec.params}
     model.set_params(**asked)
@@ -120,29 +124,32 @@ def has_a_line_for_the_list(model: Model, data: Dataset) -> None:
 
 
 def fits_and_leaves_the_data_alone(model: Model, data: Dataset) -> None:
-    """`fit` returns the model itself and does not write to X."""
-    X = data.X_train.copy()
-    _expect(model.fit(X) is model, "fit did not return the model itself")
-    _expect(np.array_equal(X, data.X_train), "fit changed X")
+    """`fit` returns the model itself and does not write to X or Y."""
+    samples = [part.copy() for part in data.train]
+    _expect(model.fit(*samples) is model, "fit did not return the model itself")
+    for name, found, given in zip("XY", samples, data.train, strict=False):
+        _expect(np.array_equal(found, given), f"fit changed {name}")
 
 
 def is_repeatable(model: Model, data: Dataset) -> None:
     """Two fits with one random_state end at the same score, and global seeds stay as they are."""
     before = _global_random_state()
-    scores = [clone(model).fit(data.X_train).score(data.X_test) for _ in range(2)]
+    scores = [clone(model).fit(*data.train).score(*data.test) for _ in range(2)]
     _expect(scores[0] == scores[1], f"two fits scored {scores[0]!r} and {scores[1]!r}")
     _expect(before == _global_random_state(), "fit drew from NumPy's global random state")
 
 
 def survives_pickling(model: Model, data: Dataset) -> None:
     """A pickled copy of the fitted model scores the same."""
-    copy = pickle.loads(pickle.dumps(model.fit(data.X_train)))
-    _expect(copy.score(data.X_test) == model.score(data.X_test), "the copy scores differently")
+    copy = pickle.loads(pickle.dumps(model.fit(*data.train)))
+    _expect(copy.score(*data.test) == model.score(*data.test), "the copy scores differently")
 
 
 def predicts_components(model: Model, data: Dataset) -> None:
     """`predict` gives every sample a component's number."""
-    labels = np.asarray(model.fit(data.X_train).predict(data.X_test))
+    if isinstance(model, ConditionalModel):
+        raise NotApplicable("it predicts targets")
+    labels = np.asarray(model.fit(*data.train).predict(data.X_test))
     _expect(labels.shape == data.X_test.shape[:1], f"got labels of shape {labels.shape}")
     highest = model.get_params().get("n_components", labels.max() + 1)
     _expect(
@@ -152,21 +159,28 @@ def predicts_components(model: Model, data: Dataset) -> None:
 
 
 def scores_as_the_judge_does(model: Model, data: Dataset) -> None:
-    """`score` is the judge's mean log-likelihood of `mixture_`."""
-    model.fit(data.X_train)
-    if not isinstance(model, MixtureModel):
+    """`score` is the judge's mean log-likelihood of `mixture_`, or of `conditional_mixture(X)`."""
+    model.fit(*data.train)
+    if isinstance(model, ConditionalModel):
+        assert data.Y_test is not None
+        mixtures = model.conditional_mixture(data.X_test)
+        gaussian.check(mixtures)
+        judged = gaussian.conditional_log_likelihood(mixtures, data.Y_test)
+    elif isinstance(model, MixtureModel):
+        judged = gaussian.log_likelihood(model.mixture_, data.X_test)
+    else:
         raise NotApplicable("it has no mixture_")
-    _same(model, model.score(data.X_test), gaussian.log_likelihood(model.mixture_, data.X_test))
+    _same(model, model.score(*data.test), judged)
 
 
 def steps_to_where_it_fits(model: Model, data: Dataset) -> None:
     """`iter_fit` counts 0, 1, 2 ... and ends where `fit` ends."""
     if not isinstance(model, IterativeModel):
         raise NotApplicable("it has no iter_fit")
-    counts = list(model.iter_fit(data.X_train))
+    counts = list(model.iter_fit(*data.train))
     _expect(counts == list(range(len(counts))), f"expected 0, 1, 2 ..., got {counts[:5]} ...")
-    fitted = clone(model).fit(data.X_train)
-    _same(model, model.score(data.X_test), fitted.score(data.X_test))
+    fitted = clone(model).fit(*data.train)
+    _same(model, model.score(*data.test), fitted.score(*data.test))
 
 
 def begins_where_it_is_told(model: Model, data: Dataset) -> None:
@@ -181,15 +195,18 @@ def begins_where_it_is_told(model: Model, data: Dataset) -> None:
 
 
 def refuses_what_is_no_data(model: Model, data: Dataset) -> None:
-    """NaN and one-dimensional data are a ValueError."""
-    broken = data.X_train.copy()
-    broken[3, 1] = np.nan
-    wrong = {"one dimension": data.X_train[:, 0], "NaN": broken}
+    """NaN, one-dimensional data, and Y with fewer rows than X are a ValueError."""
+    X, *Y = data.train
+    broken = X.copy()
+    broken[3, -1] = np.nan
+    wrong = {"one dimension": (X[:, 0], *Y), "NaN": (broken, *Y)}
+    if Y:
+        wrong["fewer rows of Y than of X"] = X, Y[0][1:]
     if get_tags(model).input_tags.allow_nan:
         del wrong["NaN"]  # to this model it is a missing value
-    for what, X in wrong.items():
+    for what, samples in wrong.items():
         try:
-            clone(model).fit(X)
+            clone(model).fit(*samples)
         except ValueError:
             continue
         raise AssertionError(f"{what} was fitted without a word")

@@ -102,6 +102,11 @@ def main() -> None:
     help="A file of your own: .csv, .npy, .npz or .parquet; several by repeating.",
 )
 @click.option("--label", metavar="COLUMN", help="The column of --data that holds labels.")
+@click.option(
+    "--target",
+    metavar="COLUMN[,...]",
+    help="Columns of --data to predict from the others: densities p(Y|X).",
+)
 @click.option("--drop", metavar="COLUMN[,...]", help="Columns of --data to leave out.")
 @click.option("--n-components", metavar="N[,N...]", help="Component counts to try.")
 @click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds.")
@@ -132,13 +137,14 @@ def run(
     datasets: Sequence[str],
     files: Sequence[str],
     label: str | None,
+    target: str | None,
     drop: str | None,
     n_components: str | None,
     tracks: Sequence[str],
     out: Path | None,
     **others: Any,
 ) -> None:
-    """Run SUITE (default: quick, or own-data with --data) and write its records.
+    """Run SUITE (default: quick; own-data with --data, conditional with --target).
 
     SUITE is the name of a shipped suite (see `embench suites`) or the path of a TOML file.
     Ctrl-C loses nothing that is finished; the same command again goes on where it stopped.
@@ -147,12 +153,13 @@ def run(
     from embench.measuring.plan import customised, load_suite, plan
     from embench.measuring.run import default_folder, execute, remaining
 
-    if (label or drop) and not files:
-        raise InputError("--label and --drop say which columns of --data to use; name a file")
-    columns = {"label": label, "drop": drop and drop.replace(",", "+")}
-    columns = {option: names for option, names in columns.items() if names}
+    several = {"target": target, "drop": drop}
+    columns = {"label": label} if label else {}
+    columns |= {role: names.replace(",", "+") for role, names in several.items() if names}
+    if columns and not files:
+        raise InputError(f"--{next(iter(columns))} names columns of --data; name a file, too")
     own = [Spec(os.path.expanduser(file), columns) for file in files]
-    suite = suite or ("own-data" if own else "quick")
+    suite = suite or ("conditional" if target else "own-data" if own else "quick")
     chosen = customised(
         load_suite(suite),
         models=models or None,
@@ -177,7 +184,11 @@ def run(
 
 @main.command()
 @click.argument("runs", nargs=-1, metavar="[RUN]...")
-@click.option("--baseline", metavar="MODEL", help="Compare with this one.  [sklearn-em, else em]")
+@click.option(
+    "--baseline",
+    metavar="MODEL",
+    help="Compare with this one.  [sklearn-em, else em; for p(Y|X) linear-gaussian]",
+)
 @click.option(
     "--metric",
     "metrics",

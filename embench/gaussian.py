@@ -1,4 +1,4 @@
-"""The judge's mathematics: Gaussian mixtures in float64 NumPy.
+"""The judge's mathematics: Gaussian mixtures, also one for each sample, in float64 NumPy.
 
 It shares no code with the models that it judges, and prefers being right to being fast.
 """
@@ -9,7 +9,7 @@ import numpy as np
 from scipy.linalg import solve_triangular
 from scipy.special import logsumexp
 
-from embench.types import FloatArray, IntArray, Mixture
+from embench.types import ConditionalMixture, FloatArray, IntArray, Mixture
 
 AGREEMENT = {"float64": 1e-9, "float32": 1e-3}
 """How far two computations of one log-likelihood [nat] may lie apart, relative to 1 + its size, by
@@ -68,8 +68,8 @@ def log_joint(mixture: Mixture, X: FloatArray) -> FloatArray:
     return out
 
 
-def check(mixture: Mixture) -> None:
-    """See that a mixture is one, so that its density integrates to 1.
+def check(mixture: Mixture | ConditionalMixture) -> None:
+    """See that a mixture, or each of many, is one, so that its density integrates to 1.
 
     Raises:
         ValueError: It holds numbers that are not finite, weights that are negative or do not sum
@@ -86,9 +86,11 @@ def check(mixture: Mixture) -> None:
             raise ValueError(f"the {name} are not finite")
     if mixture.weights.min() < 0:
         raise ValueError(f"a weight is {mixture.weights.min():g}, a mixture's are >= 0")
-    if abs(mixture.weights.sum() - 1) > WEIGHT_TOLERANCE:
-        raise ValueError(f"the weights sum to {mixture.weights.sum():g}, a mixture's to 1")
-    transposed = mixture.covariances.swapaxes(1, 2)
+    sums = np.atleast_1d(mixture.weights.sum(axis=-1))
+    worst = sums[np.abs(sums - 1).argmax()]
+    if abs(worst - 1) > WEIGHT_TOLERANCE:
+        raise ValueError(f"the weights sum to {worst:g}, a mixture's to 1")
+    transposed = mixture.covariances.swapaxes(-1, -2)
     if not np.allclose(mixture.covariances, transposed, rtol=SYMMETRY_TOLERANCE, atol=0):
         raise ValueError("a covariance is not symmetric")
 
@@ -105,6 +107,51 @@ def log_likelihoods(mixture: Mixture, X: FloatArray) -> FloatArray:
 def log_likelihood(mixture: Mixture, X: FloatArray) -> float:
     """Mean log-likelihood per sample [nat]; see `log_joint` for units and errors."""
     return float(log_likelihoods(mixture, X).mean())
+
+
+def conditional_log_likelihoods(mixture: ConditionalMixture, Y: FloatArray) -> FloatArray:
+    """Log-density of the targets of each sample under its own mixture, log p(y_i|x_i).
+
+    Args:
+        mixture: One Gaussian mixture for each sample.
+        Y: Targets, shape (n_samples, n_targets) [u].
+
+    Returns:
+        Shape (n_samples,) [nat]; scaling all targets by c shifts the result by
+        -n_targets * log(c).
+
+    Raises:
+        ValueError: The shapes of Y and of the means do not belong together.
+        numpy.linalg.LinAlgError: A covariance is not positive definite.
+
+    Source:
+        Bishop (1994), Mixture density networks, eq. 22 and 24, here with full covariances.
+
+    Example:
+        >>> one = ConditionalMixture(np.ones((1, 1)), np.zeros((1, 1, 2)), np.eye(2)[None, None])
+        >>> conditional_log_likelihoods(one, np.zeros((1, 2))) + np.log(2 * np.pi)
+        array([0.])
+    """
+    Y = np.asarray(Y, dtype=np.float64)
+    n_samples, _, n_targets = mixture.means.shape
+    if Y.shape != (n_samples, n_targets):
+        raise ValueError(
+            f"expected Y of shape (n_samples, n_targets) = {(n_samples, n_targets)}, as the "
+            f"mixtures are, got shape {Y.shape}"
+        )
+    scale_tril = np.linalg.cholesky(mixture.covariances)
+    whitened = np.linalg.solve(scale_tril, (Y[:, None] - mixture.means)[..., None])[..., 0]
+    log_det = 2 * np.log(np.diagonal(scale_tril, axis1=-2, axis2=-1)).sum(axis=-1)
+    quadratic = np.square(whitened).sum(axis=-1)
+    with np.errstate(divide="ignore"):
+        log_weights = np.log(mixture.weights)
+    joint = log_weights - 0.5 * (quadratic + log_det + n_targets * np.log(2 * np.pi))
+    return logsumexp(joint, axis=1)
+
+
+def conditional_log_likelihood(mixture: ConditionalMixture, Y: FloatArray) -> float:
+    """Mean log p(y|x) per sample [nat]; see `conditional_log_likelihoods` for units and errors."""
+    return float(conditional_log_likelihoods(mixture, Y).mean())
 
 
 def agree(found: float, expected: float, dtype: str = "float64") -> bool:

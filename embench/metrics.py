@@ -19,14 +19,14 @@ from embench.types import Dataset, IntArray
 class Outcome:
     """What a finished fit left to be judged.
 
-    ``nll`` is the judge's mean negative log-likelihood of ``dataset.X_test`` per sample [nat];
-    ``labels`` are predicted for ``X_test``; memory is in bytes and ``gpu_peak_memory`` is None
-    on the CPU.
+    ``nll`` is the judge's mean negative log-likelihood of ``dataset.test`` per sample [nat];
+    ``labels`` are predicted for ``X_test``, None by a conditional model; memory is in bytes and
+    ``gpu_peak_memory`` is None on the CPU.
     """
 
     dataset: Dataset
     nll: float
-    labels: IntArray
+    labels: IntArray | None
     n_iter: int | None
     fit_seconds: float
     cpu_seconds: float
@@ -77,9 +77,9 @@ def excess_nll(outcome: Outcome) -> float | None:
     from embench import gaussian
 
     data = outcome.dataset
-    if data.truth is None:
-        return None
-    return outcome.nll + gaussian.log_likelihood(data.truth, data.X_test)
+    if data.truth is not None:
+        return outcome.nll + gaussian.log_likelihood(data.truth, data.X_test)
+    return None if data.true_log_likelihood is None else outcome.nll + data.true_log_likelihood
 
 
 def ami(outcome: Outcome) -> float | None:
@@ -98,10 +98,10 @@ def ari(outcome: Outcome) -> float | None:
 
 def _agreement(outcome: Outcome, score: Callable[..., float]) -> float | None:
     """Agreement of predicted and true labels, over the samples that have a true one."""
-    truth = outcome.dataset.y_test
-    if truth is None or not np.any(truth >= 0):
+    truth, labels = outcome.dataset.y_test, outcome.labels
+    if truth is None or labels is None or not np.any(truth >= 0):
         return None
-    return float(score(truth[truth >= 0], outcome.labels[truth >= 0]))
+    return float(score(truth[truth >= 0], labels[truth >= 0]))
 
 
 def _table(*metrics: Metric) -> Mapping[str, Metric]:

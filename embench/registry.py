@@ -112,6 +112,15 @@ def load(kind: str, name: str) -> Callable[..., Any]:
         raise InputError(f"{kind} {name!r} cannot be imported: {error}") from error
 
 
+def parameters(kind: str, name: str) -> list[str]:
+    """The names of the parameters that what stands behind a name takes.
+
+    Raises:
+        InputError: The name is unknown, or a package that it needs is not installed.
+    """
+    return list(inspect.signature(load(kind, name)).parameters)
+
+
 def version(kind: str, spec: Spec) -> str:
     """What decides, beside the parameters, what a name gives: records of another never answer.
 
@@ -143,8 +152,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
 
 def _call(kind: str, name: str, /, **params: Any) -> Any:
     """Call what stands behind a name, after a look at the names of the parameters."""
-    found = load(kind, name)
-    known = list(inspect.signature(found).parameters)
+    found, known = load(kind, name), parameters(kind, name)
     for param in params:
         if param not in known:
             raise unknown(f"parameter of {kind} {name}", param, known)

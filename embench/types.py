@@ -110,13 +110,32 @@ class Mixture:
 
 
 @dataclass(frozen=True)
+class ConditionalMixture:
+    """One Gaussian mixture of the targets for each sample, in float64: p(y|x) for the judge.
+
+    Shapes: ``weights`` (n_samples, n_components), rows sum to 1; ``means`` (n_samples,
+    n_components, n_targets) [u]; ``covariances`` (n_samples, n_components, n_targets, n_targets)
+    [u^2], symmetric positive definite.
+    """
+
+    weights: FloatArray
+    means: FloatArray
+    covariances: FloatArray
+
+
+@dataclass(frozen=True)
 class Dataset:
-    """Data to fit on and data to be judged on. Models see ``X_train`` only.
+    """Data to fit on and data to be judged on. Models see the training samples only.
 
     Shapes: ``X_train`` and ``X_test`` (n_samples, n_features) [u]; labels (n_samples,), where -1
     marks a sample that belongs to no component and is left out of label metrics. ``n_components``
     is None where nobody knows how many to look for: the models have to be told. ``n_table`` is the
     number of rows of the table that every seed splits anew, None where each seed draws new data.
+
+    ``Y_train`` and ``Y_test`` (n_samples, n_targets) are None where there is nothing to be
+    predicted from X; with them the task is the density p(Y|X), for conditional models.
+    ``true_log_likelihood`` is the mean log-density [nat] of what is held out, given X if there are
+    targets, under the law that it was drawn from, where that law is no ``truth`` as a mixture.
     """
 
     X_train: FloatArray
@@ -126,6 +145,19 @@ class Dataset:
     y_test: IntArray | None = None
     truth: Mixture | None = None
     n_table: int | None = None
+    Y_train: FloatArray | None = None
+    Y_test: FloatArray | None = None
+    true_log_likelihood: float | None = None
+
+    @property
+    def train(self) -> tuple[FloatArray, ...]:
+        """What a model is fitted to: (X_train,), or (X_train, Y_train) if there are targets."""
+        return (self.X_train,) if self.Y_train is None else (self.X_train, self.Y_train)
+
+    @property
+    def test(self) -> tuple[FloatArray, ...]:
+        """What it is judged on: (X_test,), or (X_test, Y_test) if there are targets."""
+        return (self.X_test,) if self.Y_test is None else (self.X_test, self.Y_test)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,9 +193,9 @@ class Record:
     """What one trial gave: a status, the metrics that exist, and where it was measured.
 
     ``curve`` holds (seconds, n_iter, held-out NLL [nat]) at selected iterations. ``sizes`` are
-    those of the data: n_samples, n_features, n_components, n_test, and n_table where seeds split
-    one table. A metric that does not exist (AMI
-    without labels, GPU memory without a GPU) is absent, never NaN.
+    those of the data: n_samples, n_features, n_components, n_test, n_targets where there are
+    targets, and n_table where seeds split one table. A metric that does not exist (AMI without
+    labels, GPU memory without a GPU) is absent, never NaN.
     """
 
     trial: Trial
@@ -194,16 +226,19 @@ class Record:
 
 @runtime_checkable
 class Model(Protocol):
-    """What every plug-in offers: a scikit-learn estimator with a density."""
+    """What every plug-in offers: a scikit-learn estimator with a density.
 
-    def fit(self, X: FloatArray) -> Self: ...
+    Methods take X alone, or X and Y where the model is a `ConditionalModel`.
+    """
 
-    def score(self, X: FloatArray) -> float:
+    def fit(self, X: FloatArray, *Y: FloatArray) -> Self: ...
+
+    def score(self, X: FloatArray, *Y: FloatArray) -> float:
         """Mean log-likelihood per sample [nat]."""
         ...
 
-    def predict(self, X: FloatArray) -> IntArray:
-        """Most probable component of each sample, (n_samples,)."""
+    def predict(self, X: FloatArray) -> NDArray[Any]:
+        """Most probable component of each sample, (n_samples,), or a prediction of its targets."""
         ...
 
     def get_params(self, deep: bool = True) -> dict[str, Any]: ...
@@ -215,7 +250,7 @@ class Model(Protocol):
 class IterativeModel(Protocol):
     """A model whose fit can be watched and cut: the harness pulls, so it owns the clock."""
 
-    def iter_fit(self, X: FloatArray) -> Iterator[int]:
+    def iter_fit(self, X: FloatArray, *Y: FloatArray) -> Iterator[int]:
         """Yield 0 at the start and n_iter after each iteration; usable at every yield."""
         ...
 
@@ -226,6 +261,15 @@ class MixtureModel(Protocol):
 
     @property
     def mixture_(self) -> Mixture: ...
+
+
+@runtime_checkable
+class ConditionalModel(Protocol):
+    """A model of p(Y|X), a Gaussian mixture of the targets for each sample: `fit(X, Y)`."""
+
+    def conditional_mixture(self, X: FloatArray) -> ConditionalMixture:
+        """What the fitted model says of the targets of each sample."""
+        ...
 
 
 @runtime_checkable

@@ -29,7 +29,7 @@ TABLES = {
 def arrays(data):
     """Every array of a dataset, the truth's included."""
     truth = [] if data.truth is None else list(vars(data.truth).values())
-    return [data.X_train, data.X_test, data.y_train, data.y_test, *truth]
+    return [*data.train, *data.test, data.y_train, data.y_test, *truth]
 
 
 # Seeds
@@ -74,11 +74,14 @@ def test_no_dataset_touches_the_global_random_state(name):
 def test_arrays_are_finite_float64_and_labels_match_their_samples(name):
     data = make_dataset(name, seed=1)
 
-    for X, y in ((data.X_train, data.y_train), (data.X_test, data.y_test)):
-        assert X.dtype == np.float64
-        assert np.all(np.isfinite(X))
-        assert y.dtype == np.int64
-        assert y.shape == X.shape[:1]
+    for samples, y in ((data.train, data.y_train), (data.test, data.y_test)):
+        for part in samples:
+            assert part.dtype == np.float64
+            assert np.all(np.isfinite(part))
+            assert (part.ndim, len(part)) == (2, len(samples[0]))
+        assert (y is None) == (data.Y_train is not None), "labels or targets"
+        assert y is None or y.dtype == np.int64
+        assert y is None or y.shape == samples[0].shape[:1]
 
 
 def test_a_seeds_data_are_not_the_stream_of_the_seed_itself():

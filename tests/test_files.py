@@ -115,6 +115,20 @@ def test_several_columns_can_be_left_out(table, tmp_path):
     assert data.X_train.shape == (18, 1)
 
 
+@pytest.mark.parametrize("standardize", [True, False])
+def test_columns_can_be_targets(table, tmp_path, standardize):
+    write_csv(tmp_path / "data.csv", table)
+    options = {"drop": "id+kind", "standardize": standardize}
+    features = make_dataset(str(tmp_path / "data.csv"), **options)
+
+    data = make_dataset(str(tmp_path / "data.csv"), target="height", **options)
+
+    joined = [np.hstack(data.train), np.hstack(data.test)]
+    assert data.X_train.shape == data.Y_train.shape == (18, 1)
+    assert_allclose(joined[0], features.X_train[:, [0, 1]])
+    assert_allclose(joined[1], features.X_test[:, [0, 1]])
+
+
 def test_a_missing_label_belongs_to_no_component(table, tmp_path):
     gaps = table.assign(kind=table["kind"].where(table["id"] % 4 > 0))
     write_csv(tmp_path / "data.csv", gaps)

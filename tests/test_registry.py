@@ -12,7 +12,7 @@ import embench
 from embench import make_dataset, make_model, registry
 from embench.types import InputError, Spec
 
-SHIPPED_MODELS = {"em", "sklearn-em", "sklearn-vb", "spec-em"}
+SHIPPED_MODELS = {"em", "sklearn-em", "sklearn-vb", "spec-em", "joint-gmm", "mdn"}
 SHIPPED_DATASETS = {"blobs", "three-gaussians", "iris", "wine", "breast-cancer", "digits"}
 
 

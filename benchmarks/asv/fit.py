@@ -129,7 +129,7 @@ def _ready(*cell: Any) -> tuple[Trial, FloatArray, Model]:
     """The trial, the samples to fit and the model at its start, made once per process."""
     trial = trial_of(*cell)
     with limited_threads(trial.threads):
-        _, X, model = prepared(trial)
+        _, (X,), model = prepared(trial)
     return trial, X, model
 
 

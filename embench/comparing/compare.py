@@ -28,7 +28,7 @@ from embench.metrics import METRICS
 from embench.registry import unknown
 from embench.types import Spec
 
-DEFAULT_BASELINES = ("sklearn-em", "em")
+DEFAULT_BASELINES = ("sklearn-em", "em", "linear-gaussian")
 SAME_CHANGE = {"excess_nll": "nll"}
 """The excess differs from the NLL by what all models of a pair share: one comparison will do."""
 
@@ -45,9 +45,9 @@ def compare(
     Args:
         runs: A frame with one row per trial, a run's folder, or several of either.
         baseline: A model of these runs; by default ``sklearn-em`` where it was measured,
-            otherwise ``em``, otherwise the first model by name. A name without parameters stands
-            for all models of that name: each other model is compared with the one most like it in
-            parameters.
+            otherwise ``em``, otherwise ``linear-gaussian``, otherwise the first model by name. A
+            name without parameters stands for all models of that name: each other model is
+            compared with the one most like it in parameters.
         metrics: Names of METRICS to compare; by default all that were measured.
         tracks: Names of TRACKS to look at; by default all that were measured.
 

@@ -141,7 +141,7 @@ def dataset_title(comparison: Comparison, dataset: str) -> str:
     rows = comparison.records[comparison.records["dataset"] == dataset]
     known = {
         name: rows[name].dropna().iloc[0]
-        for name in ("n_samples", "n_features", "n_components")
+        for name in ("n_samples", "n_features", "n_targets", "n_components")
         if name in rows and rows[name].nunique() == 1
     }
     sizes = [f"{name}={value:.0f}" for name, value in known.items() if f"{name}=" not in dataset]

@@ -35,6 +35,7 @@ class FileDataset:
         seed: Seed,
         *,
         label: str | int | None = None,
+        target: str | int | None = None,
         drop: str | None = None,
         n_components: PositiveInt | None = None,
         test_share: Share = 0.25,
@@ -45,6 +46,8 @@ class FileDataset:
         Args:
             seed: Decides which samples are held out.
             label: Name of a column of labels: not fitted on, but agreed with (AMI, ARI).
+            target: Name of a column to predict from the others, or several joined by "+": the task
+                is then their density given the others.
             drop: Name of a column to leave out, or several joined by "+".
             n_components: How many to look for; the number of labels if None, else unknown.
             test_share: Share of samples held out.
@@ -54,21 +57,21 @@ class FileDataset:
             InputError: The file or a column is not there, is empty, or holds no finite numbers.
         """
         table = self._table()
-        for name in [*(drop or "").split("+"), label]:
-            if name not in ("", None) and str(name) not in table.columns:
-                raise unknown(f"column of {self.path}", str(name), table.columns)
-        if label is not None and str(label) in (drop or "").split("+"):
-            raise InputError(f"{self.path}: column {label!r} cannot be label and left out at once")
+        roles = {"label": [] if label is None else [str(label)]}
+        roles |= {"target": _names(target), "left out": _names(drop)}
+        self._check_roles(roles, table)
         labels, n_labels = None, None
         if label is not None:
             codes, classes = pd.factorize(table.pop(str(label)), sort=True)
             labels, n_labels = codes.astype(np.int64), len(classes)
-        table = table.drop(columns=[name for name in (drop or "").split("+") if name])
+        targets = table[roles["target"]]
+        table = table.drop(columns=[*roles["target"], *roles["left out"]])
         try:
             return split(
                 self._numbers(table),
                 labels,
                 seed,
+                targets=self._numbers(targets) if roles["target"] else None,
                 n_components=n_components or n_labels,
                 test_share=test_share,
                 standardize=standardize,
@@ -88,6 +91,18 @@ class FileDataset:
         if table.empty:
             raise InputError(f"{self.path}: expected samples in rows, got an empty table")
         return table
+
+    def _check_roles(self, roles: Mapping[str, list[str]], table: pd.DataFrame) -> None:
+        """See that every column named is there, and has one role."""
+        taken: dict[str, str] = {}
+        for role, names in roles.items():
+            for name in names:
+                if name not in table.columns:
+                    raise unknown(f"column of {self.path}", name, table.columns)
+                if taken.setdefault(name, role) != role:
+                    raise InputError(
+                        f"{self.path}: column {name!r} cannot be {taken[name]} and {role} at once"
+                    )
 
     def _readable(self, reader: Callable[[Path], Any]) -> Any:
         path = Path(self.path)
@@ -190,6 +205,11 @@ def _array_table(X: FloatArray, columns: Mapping[str, IntArray]) -> pd.DataFrame
             "X.reshape(-1, 1)"
         )
     return pd.DataFrame(X).rename(columns=str).assign(**columns)
+
+
+def _names(columns: str | int | None) -> list[str]:
+    """Columns from a text that joins several by "+"."""
+    return [name for name in str("" if columns is None else columns).split("+") if name]
 
 
 def _first_line(error: Exception) -> str:

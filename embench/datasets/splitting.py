@@ -23,6 +23,7 @@ def split(
     labels: IntArray | None,
     seed: int,
     *,
+    targets: FloatArray | None = None,
     n_components: int | None,
     test_share: float,
     standardize: bool,
@@ -33,11 +34,13 @@ def split(
         X: The table, shape (n_samples, n_features) [u].
         labels: Shape (n_samples,), or None.
         seed: Decides which samples are held out.
+        targets: What is to be predicted from X, shape (n_samples, n_targets) [u], or None.
         n_components: How many components to look for, None if unknown.
         test_share: Share of samples held out, in (0, 1).
         standardize: Shift and scale every feature to mean 0 and standard deviation 1 of the
-            *training* samples; a constant feature is only shifted. The NLL is then that of the
-            scaled data; add the sum of the log standard deviations for the original units.
+            *training* samples, and targets likewise; what is constant is only shifted. The NLL is
+            then that of the scaled data (of the scaled targets, if there are any); add the sum of
+            their log standard deviations for the original units.
 
     Raises:
         InputError: There are too few samples to part.
@@ -51,9 +54,8 @@ def split(
     order = data_rng(seed).permutation(len(X))
     test, train = order[:n_test], order[n_test:]
     if standardize:
-        # Rounding gives seventeen times 0.1 a standard deviation of 1e-17: ask for the range.
-        varies = np.ptp(X[train], axis=0) > 0
-        X = (X - X[train].mean(axis=0)) / np.where(varies, X[train].std(axis=0), 1.0)
+        X = _standardised(X, train)
+        targets = None if targets is None else _standardised(targets, train)
     return Dataset(
         X_train=X[train],
         X_test=X[test],
@@ -61,4 +63,13 @@ def split(
         y_train=None if labels is None else labels[train],
         y_test=None if labels is None else labels[test],
         n_table=len(X),
+        Y_train=None if targets is None else targets[train],
+        Y_test=None if targets is None else targets[test],
     )
+
+
+def _standardised(table: FloatArray, train: IntArray) -> FloatArray:
+    """Every column with mean 0 and standard deviation 1 over the rows to fit on."""
+    # Rounding gives seventeen times 0.1 a standard deviation of 1e-17: ask for the range.
+    varies = np.ptp(table[train], axis=0) > 0
+    return (table - table[train].mean(axis=0)) / np.where(varies, table[train].std(axis=0), 1.0)

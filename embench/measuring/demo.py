@@ -112,7 +112,7 @@ def moments(model: Model, X: FloatArray, every: int = 1) -> Iterator[Moment]:
         [0, 2, 3]
     """
     try:
-        for seconds, n_iter, fitted in watched(model, X, None):
+        for seconds, n_iter, fitted in watched(model, (X,), None):
             if n_iter % every == 0:
                 yield _moment(n_iter, seconds, fitted, X)
         if n_iter % every:

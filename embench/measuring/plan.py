@@ -16,7 +16,14 @@ from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import InvalidParameterError
 
 from embench import registry
-from embench.types import InputError, IterativeModel, Spec, StartableModel, Trial
+from embench.types import (
+    ConditionalModel,
+    InputError,
+    IterativeModel,
+    Spec,
+    StartableModel,
+    Trial,
+)
 
 SUITES = resources.files("embench.suites")
 
@@ -109,7 +116,7 @@ def customised(
     Args:
         suite: What to start from.
         models, datasets: Specs, or texts of the command line like "em,spec-em:max_iter=9".
-        n_components: Counts that every model is to try, whatever the datasets say.
+        n_components: Counts that every model with components is to try, whatever the datasets say.
         tracks: One, or several, also as a text with commas.
         **changes: Other fields of `Suite`.
 
@@ -127,7 +134,12 @@ def customised(
     fields |= {key: value for key, value in changes.items() if value is not None}
     if n_components is not None:
         own = {"n_components": list(dict.fromkeys(n_components))}
-        fields["models"] = [{**model, **own} for model in fields["models"]]
+        fields["models"] = [
+            {**model, **own}
+            if "n_components" in registry.parameters("model", model["name"])
+            else model
+            for model in fields["models"]
+        ]
     try:
         return Suite.model_validate(fields)
     except ValidationError as error:
@@ -159,7 +171,7 @@ def plan(suite: Suite) -> Plan:
     datasets = [_checked_dataset(spec, candidates) for e in suite.datasets for spec in e.specs()]
     trials = tuple(
         Trial(
-            dataset=dataset,
+            dataset=dataset.spec,
             model=candidate.spec,
             track=track,
             seed=seed,
@@ -172,20 +184,24 @@ def plan(suite: Suite) -> Plan:
         for seed in range(suite.seeds)
         for track in suite.tracks
         for candidate in _rotated(candidates, seed)
-        if track in candidate.tracks
+        if track in candidate.tracks and candidate.is_conditional == dataset.is_conditional
     )
+    left_out = tuple(dict.fromkeys(_left_out(candidates, datasets)))
     if not trials:
         taken = ", ".join(sorted({t for entry in suite.models for t in entry.tracks or ()}))
+        kept = f"models are kept to other tracks ({taken})"
         raise InputError(
-            f"nothing to run in {', '.join(suite.tracks)}: the models cannot begin at a given "
-            f"mixture or are kept to other tracks ({taken or 'none'})"
+            f"nothing to run in {', '.join(suite.tracks)}: {'; '.join(left_out) or kept}"
         )
-    left_out = [
-        f"{candidate.spec} is left out of {track}: it cannot begin at a given mixture"
-        for candidate in candidates
-        for track in candidate.left_out
-    ]
-    return Plan(tuple({trial.id: trial for trial in trials}.values()), tuple(left_out))
+    return Plan(tuple({trial.id: trial for trial in trials}.values()), left_out)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A dataset of the suite, with its version, and whether its task is p(Y|X)."""
+
+    spec: Spec
+    is_conditional: bool
 
 
 @dataclass(frozen=True)
@@ -194,6 +210,7 @@ class _Candidate:
 
     spec: Spec
     params: Mapping[str, Any]
+    is_conditional: bool
     tracks: Sequence[Track]
     left_out: Sequence[Track]
 
@@ -211,16 +228,36 @@ def _candidate(entry: Entry, spec: Spec, suite: Suite) -> _Candidate:
     return _Candidate(
         spec=replace(spec, version=registry.version("model", spec)),
         params=model.get_params(),
+        is_conditional=isinstance(model, ConditionalModel),
         tracks=[track for track in wanted if startable or track != "same-start"],
         left_out=[track for track in wanted if not startable and track == "same-start"],
     )
 
 
-def _checked_dataset(spec: Spec, candidates: Iterable[_Candidate]) -> Spec:
-    """The dataset's spec with its version, after a look at what the models will find in it."""
+def _left_out(candidates: Iterable[_Candidate], datasets: Iterable[_Checked]) -> Iterator[str]:
+    """What a reader of the suite might expect to be run and is not, and why."""
+    for candidate in candidates:
+        for track in candidate.left_out:
+            yield f"{candidate.spec} is left out of {track}: it cannot begin at a given mixture"
+        others = [d for d in datasets if d.is_conditional != candidate.is_conditional]
+        if candidate.tracks and others:
+            why = (
+                "it is a density of Y given X, and there are no targets Y"
+                if candidate.is_conditional
+                else "it is a density of X, and the task is one of Y given X"
+            )
+            where = ", ".join(str(dataset.spec) for dataset in others)
+            yield f"{candidate.spec} is left out on {where}: {why}"
+
+
+def _checked_dataset(spec: Spec, candidates: Iterable[_Candidate]) -> _Checked:
+    """The dataset with its version, after a look at what the models will find in it."""
     _check_json(spec)
     data = registry.make_dataset(spec.name, seed=0, **spec.params)
+    is_conditional = data.Y_train is not None
     for candidate in candidates:
+        if candidate.is_conditional != is_conditional or "n_components" not in candidate.params:
+            continue
         n_components = candidate.spec.params.get("n_components", data.n_components)
         if n_components is None:
             raise InputError(
@@ -232,7 +269,10 @@ def _checked_dataset(spec: Spec, candidates: Iterable[_Candidate]) -> Spec:
                 f"{candidate.spec} on {spec}: expected at least as many samples to fit on as "
                 f"components, got {len(data.X_train)} samples and {n_components} components"
             )
-    return replace(spec, version=registry.version("dataset", spec))
+    return _Checked(
+        spec=replace(spec, version=registry.version("dataset", spec)),
+        is_conditional=is_conditional,
+    )
 
 
 def _check_json(spec: Spec) -> None:

@@ -10,18 +10,19 @@ from embench.measuring.start import starting_mixture
 from embench.types import Dataset, FloatArray, InputError, Model, StartableModel, Trial
 
 
-def prepared(trial: Trial) -> tuple[Dataset, FloatArray, Model]:
+def prepared(trial: Trial) -> tuple[Dataset, tuple[FloatArray, ...], Model]:
     """Everything before the clock starts: the data, the samples to fit, the model at its start.
 
+    The samples are X, and Y where the dataset has targets, in the trial's dtype: ``fit(*samples)``.
     `run_trial` clocks the fits of clones of this model; a loop of another's making can, too.
     """
     _check_versions(trial)
     data = registry.make_dataset(trial.dataset.name, seed=trial.seed, **trial.dataset.params)
-    X = np.ascontiguousarray(data.X_train, dtype=trial.dtype)
+    samples = tuple(np.ascontiguousarray(part, dtype=trial.dtype) for part in data.train)
     model = _configured(trial, data)
     if trial.track == "same-start":
-        _begin_at_start(model, X, trial)
-    return data, X, model
+        _begin_at_start(model, samples[0], trial)
+    return data, samples, model
 
 
 def _check_versions(trial: Trial) -> None:

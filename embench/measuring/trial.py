@@ -22,9 +22,13 @@ from embench.measuring.meter import Reading, metered
 from embench.measuring.prepare import prepared
 from embench.metrics import Outcome, judge
 from embench.types import (
+    ConditionalMixture,
+    ConditionalModel,
     Dataset,
     FloatArray,
+    IntArray,
     IterativeModel,
+    Mixture,
     MixtureModel,
     Model,
     Record,
@@ -37,6 +41,9 @@ ENOUGH_SECONDS = 0.5
 
 WARM_UP_SAMPLES = 2000
 WARM_UP_ITERATIONS = 2
+WARM_UP_SECONDS = 3.0
+"""What a warm-up may take beyond the grace of a fit: libraries import more when they are first used
+(torch's optimisers for a second), and a short budget should not die of it."""
 
 GRACE = {"same-start": 1.1, "budget": 2.0, "default": 1.1}
 """A fit is killed this many time limits after its start. On the budget track a last iteration may
@@ -74,16 +81,16 @@ def run_trial(trial: Trial, *, disposable: bool = False) -> Record:
 
 
 def _run(trial: Trial, disposable: bool) -> Record:
-    data, X, model = prepared(trial)
-    _warm_up(trial, model, X, disposable)
+    data, samples, model = prepared(trial)
+    _warm_up(trial, model, samples, disposable)
     with _heard() as complaints:
-        fitted, pulled, readings = _timed_pass(trial, model, X, disposable)
-    nll = _nll(fitted, data.X_test)
-    curve, n_iter, complaint = _curve(trial, model, X, data, pulled)
+        fitted, pulled, readings = _timed_pass(trial, model, samples, disposable)
+    nll = _nll(fitted, data)
+    curve, n_iter, complaint = _curve(trial, model, samples, data, pulled)
     outcome = Outcome(
         dataset=data,
         nll=nll,
-        labels=fitted.predict(data.X_test.astype(trial.dtype)),
+        labels=_labels(fitted, data.X_test.astype(trial.dtype)),
         n_iter=n_iter or pulled or getattr(fitted, "n_iter_", None),
         fit_seconds=median(reading.seconds for reading in readings),
         cpu_seconds=median(reading.cpu_seconds for reading in readings),
@@ -103,7 +110,7 @@ def _run(trial: Trial, disposable: bool) -> Record:
         status="ok",
         metrics=judge(outcome),
         curve=curve,
-        sizes=_sizes(data, X, model),
+        sizes=_sizes(data, model),
         message="; ".join(filter(None, remarks)),
         environment=environment,
     )
@@ -122,11 +129,17 @@ def _heard() -> Iterator[list[str]]:
     complaints += dict.fromkeys(shorten(words, LONGEST_SENTENCE) for words in named)
 
 
-def _sizes(data: Dataset, X: FloatArray, model: Model) -> dict[str, int]:
-    """Sizes of the data fitted; those that nobody knows are absent."""
+def _labels(fitted: Model, X: FloatArray) -> IntArray | None:
+    """The components that a density predicts; a conditional model predicts targets."""
+    return None if isinstance(fitted, ConditionalModel) else fitted.predict(X)
+
+
+def _sizes(data: Dataset, model: Model) -> dict[str, int]:
+    """Sizes of the data fitted; those that do not exist, or that nobody knows, are absent."""
     sizes = {
-        "n_samples": X.shape[0],
-        "n_features": X.shape[1],
+        "n_samples": data.X_train.shape[0],
+        "n_features": data.X_train.shape[1],
+        "n_targets": None if data.Y_train is None else data.Y_train.shape[1],
         "n_components": model.get_params().get("n_components") or data.n_components,
         "n_test": len(data.X_test),
         "n_table": data.n_table,
@@ -144,7 +157,7 @@ def _on_convergence(trial: Trial, fitted: Model) -> str:
 
 def _on_judge(fitted: Model) -> str:
     """A remark if the judge had to take the model's word for its quality."""
-    if isinstance(fitted, MixtureModel):
+    if isinstance(fitted, MixtureModel | ConditionalModel):
         return ""
     return "its NLL is by its own score: it has no mixture_ that the judge could compute"
 
@@ -155,18 +168,18 @@ def _on_threads(trial: Trial, environment: Mapping[str, Any]) -> str:
     return "" if found == trial.threads else f"ran in {found} threads instead of {trial.threads}"
 
 
-def _warm_up(trial: Trial, model: Model, X: FloatArray, disposable: bool) -> None:
+def _warm_up(trial: Trial, model: Model, samples: tuple[FloatArray, ...], disposable: bool) -> None:
     """A short fit off the clock: the first call pays for paging libraries in, for all of them."""
     twin = clone(model)
     if "max_iter" in twin.get_params():
         twin.set_params(max_iter=WARM_UP_ITERATIONS)
     # What is wrong with the model comes to light in the timed pass.
-    with _killed_after(trial, disposable), suppress(Exception):
-        twin.fit(X[:WARM_UP_SAMPLES])
+    with _killed_after(_longest(trial) + WARM_UP_SECONDS, disposable), suppress(Exception):
+        twin.fit(*(part[:WARM_UP_SAMPLES] for part in samples))
 
 
 def _timed_pass(
-    trial: Trial, model: Model, X: FloatArray, disposable: bool
+    trial: Trial, model: Model, samples: tuple[FloatArray, ...], disposable: bool
 ) -> tuple[Model, int | None, list[Reading]]:
     """Fit fresh copies until the clock can be believed; all of them end at the same parameters.
 
@@ -176,21 +189,21 @@ def _timed_pass(
     most = 1 if trial.track == "budget" else MAX_FITS
     while len(readings) < most and sum(r.seconds for r in readings) < ENOUGH_SECONDS:
         fitted = clone(model)
-        with _killed_after(trial, disposable), metered(trial.device) as reading:
-            pulled = _fit(fitted, X, trial)
+        with _killed_after(_longest(trial), disposable), metered(trial.device) as reading:
+            pulled = _fit(fitted, samples, trial)
         readings.append(reading)
     return fitted, pulled, readings
 
 
-def _fit(model: Model, X: FloatArray, trial: Trial) -> int | None:
+def _fit(model: Model, samples: tuple[FloatArray, ...], trial: Trial) -> int | None:
     """Fit, or pull iterations while the budget lasts and return how many."""
     if trial.track != "budget" or not isinstance(model, IterativeModel):
-        model.fit(X)
+        model.fit(*samples)
         return None
     done = 0
     before = time.perf_counter()
     end = before + trial.time_limit
-    for n_iter in model.iter_fit(X):
+    for n_iter in model.iter_fit(*samples):
         done = int(n_iter)
         now = time.perf_counter()
         if now + (now - before) > end:
@@ -200,14 +213,18 @@ def _fit(model: Model, X: FloatArray, trial: Trial) -> int | None:
 
 
 def _curve(
-    trial: Trial, model: Model, X: FloatArray, data: Dataset, pulled: int | None
+    trial: Trial,
+    model: Model,
+    samples: tuple[FloatArray, ...],
+    data: Dataset,
+    pulled: int | None,
 ) -> tuple[tuple[tuple[float, int, float], ...], int | None, str]:
     """Held-out NLL along a second fit, judged while the clock stands.
 
     Args:
         trial: What is run.
         model: Not fitted.
-        X: What to fit, shape (n_samples, n_features).
+        samples: What to fit to.
         data: What to be judged on.
         pulled: The iteration to stop at, None for the model's own end.
 
@@ -219,25 +236,27 @@ def _curve(
     if not isinstance(model, IterativeModel):
         return (), None, ""
     try:
-        for seconds, n_iter, twin in watched(clone(model), X, pulled):
-            if seconds > GRACE[trial.track] * trial.time_limit and n_iter != pulled:
+        for seconds, n_iter, twin in watched(clone(model), samples, pulled):
+            if seconds > _longest(trial) and n_iter != pulled:
                 raise TimeoutError("the watched fit took longer than the timed one may")
             if _is_checkpoint(n_iter):
                 with suppress(Diverged):
-                    points.append((seconds, n_iter, _nll(twin, data.X_test)))
+                    points.append((seconds, n_iter, _nll(twin, data)))
         if not _is_checkpoint(n_iter):
-            points.append((seconds, n_iter, _nll(twin, data.X_test)))
+            points.append((seconds, n_iter, _nll(twin, data)))
     except Exception as error:
         return (), None, f"no curve: {_sentence(error)}"
     return tuple(points), n_iter, ""
 
 
-def watched(model: Model, X: FloatArray, pulled: int | None) -> Iterator[tuple[float, int, Model]]:
+def watched(
+    model: Model, samples: tuple[FloatArray, ...], pulled: int | None
+) -> Iterator[tuple[float, int, Model]]:
     """Seconds and iterations of a fit under way, up to iteration ``pulled``; pausing is free."""
     seconds = 0.0
     began = time.perf_counter()
     assert isinstance(model, IterativeModel)
-    for n_iter in model.iter_fit(X):
+    for n_iter in model.iter_fit(*samples):
         seconds += time.perf_counter() - began
         yield seconds, int(n_iter), model
         if n_iter == pulled:
@@ -253,14 +272,14 @@ def _is_checkpoint(n_iter: int) -> bool:
     return n_iter in (0, at)
 
 
-def _nll(model: Model, X: FloatArray) -> float:
-    """The judge's mean NLL [nat]; a model that is no mixture can only be asked itself.
+def _nll(model: Model, data: Dataset) -> float:
+    """The judge's mean NLL of what is held out [nat]; where he cannot, the model's own.
 
     Raises:
         Diverged: There is no finite likelihood.
     """
     try:
-        nll = -_log_likelihood(model, X)
+        nll = -_log_likelihood(model, data)
     except np.linalg.LinAlgError as error:
         raise Diverged(f"a fitted covariance is not positive definite ({error})") from error
     if not np.isfinite(nll):
@@ -268,14 +287,24 @@ def _nll(model: Model, X: FloatArray) -> float:
     return float(nll)
 
 
-def _log_likelihood(model: Model, X: FloatArray) -> float:
-    if not isinstance(model, MixtureModel):
-        return model.score(X)
+def _log_likelihood(model: Model, data: Dataset) -> float:
+    """By the judge where the model is a mixture, or one for each sample; else by the model."""
+    if isinstance(model, ConditionalModel):
+        assert data.Y_test is not None
+        mixtures = model.conditional_mixture(data.X_test)
+        _check(mixtures)
+        return gaussian.conditional_log_likelihood(mixtures, data.Y_test)
+    if isinstance(model, MixtureModel):
+        _check(model.mixture_)
+        return gaussian.log_likelihood(model.mixture_, data.X_test)
+    return model.score(data.X_test)
+
+
+def _check(mixture: Mixture | ConditionalMixture) -> None:
     try:
-        gaussian.check(model.mixture_)
+        gaussian.check(mixture)
     except ValueError as error:
         raise Diverged(f"the fit is no mixture: {error}") from error
-    return gaussian.log_likelihood(model.mixture_, X)
 
 
 def _sentence(error: Exception) -> str:
@@ -303,13 +332,18 @@ def limited_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _longest(trial: Trial) -> float:
+    """Seconds after which a fit is given up."""
+    return GRACE[trial.track] * trial.time_limit
+
+
 @contextmanager
-def _killed_after(trial: Trial, disposable: bool) -> Iterator[None]:
+def _killed_after(seconds: float, disposable: bool) -> Iterator[None]:
     """Let the kernel end this process when the time is over: native code cannot hold it up."""
     if not disposable:
         yield
         return
-    signal.setitimer(signal.ITIMER_REAL, GRACE[trial.track] * trial.time_limit)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:

@@ -13,6 +13,23 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from embench.types import FloatArray, IntArray, Mixture
 
 
+def resolved_device(device: str) -> str:
+    """ "cpu" or "cuda" from what a model's parameter says; torch is only asked where a GPU is.
+
+    Raises:
+        ValueError: "cuda", and torch finds none.
+    """
+    if device == "cpu":
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if device == "auto":
+        return "cpu"
+    raise ValueError("device='cuda': torch finds no CUDA device; use 'cpu' or 'auto'")
+
+
 class MixtureEstimator(DensityMixin, BaseEstimator, ABC):
     """Density, labels, samples and information criteria from a log-joint and a mixture."""
 

@@ -21,6 +21,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from embench.models import engine, families, sources, streams
+from embench.models.base import resolved_device
 from embench.models.engine import Family, Frame, Parameters, Samples
 from embench.types import FloatArray, IntArray, Mixture
 
@@ -390,15 +391,7 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
             self.precisions_init = known.precisions_init
 
     def _device(self) -> str:
-        if self.device == "cpu":
-            return "cpu"
-        import torch
-
-        if torch.cuda.is_available():
-            return "cuda"
-        if self.device == "auto":
-            return "cpu"
-        raise ValueError("device='cuda': torch finds no CUDA device; use 'cpu' or 'auto'")
+        return resolved_device(self.device)
 
     def _n_parameters(self) -> int:
         # Of the components that were found, not of those that were asked for.

@@ -89,7 +89,8 @@ def _rich_table(table: pd.DataFrame) -> Table:
             max_width=None if name == "model" else longest,
         )
     for row in table.itertuples(index=False):
-        drawn.add_row(*map(Text, row))
+        # The name of a model with many parameters wraps between them.
+        drawn.add_row(*(Text(cell.replace(",", ", ")) for cell in row))
     return drawn
 
 

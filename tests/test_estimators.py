@@ -35,7 +35,6 @@ VARIANTS = {
         f"gd-closed-form {family}": ("gd-closed-form", {"covariance_type": family})
         for family in ALL_COVARIANCE_TYPES[1:]
     },
-    "gd float32": ("gd", {"dtype": "float32"}),
     **{f"em {family}": ("em", {"covariance_type": family}) for family in ALL_COVARIANCE_TYPES[1:]},
     "em float32": ("em", {"dtype": "float32"}),
 }

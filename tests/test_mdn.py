@@ -16,11 +16,12 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 from embench import make_dataset
 from embench.models import mdn
 from embench.models.conditional import LinearGaussian
+from embench.models.families import NAMES
 from embench.models.gradient.likelihood import Coordinates, components, log_joint
-from embench.models.mdn import FAMILIES, MixtureDensityNetwork
+from embench.models.mdn import MixtureDensityNetwork
 
 ALIASES = {"diagonal": "diag", "isotropic": "spherical", "shared_isotropic": "tied_spherical"}
-OWN_NAMES = [family for family in FAMILIES if family not in ALIASES]
+OWN_NAMES = [family for family in sorted(NAMES) if family not in ALIASES]
 
 
 def network(**params):

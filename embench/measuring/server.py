@@ -8,6 +8,7 @@ the caller is gone: the child is killed.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import select
@@ -44,9 +45,18 @@ def main() -> None:
     registry.models(), registry.datasets()
     gc.freeze()  # what the children inherit is never looked through again
     while line := sys.stdin.readline():
-        reply = _serve(Trial.from_json(json.loads(line)))
+        trial = Trial.from_json(json.loads(line))
+        _import_late_ones(trial)
+        reply = _serve(trial)
         replies.write(json.dumps({**reply, "environment": environment}) + "\n")
         replies.flush()
+
+
+def _import_late_ones(trial: Trial) -> None:
+    """Modules that a model, by its ``late_imports``, would else import in its first fit."""
+    with suppress(Exception):  # what is wrong with it is the child's to say
+        for module in getattr(registry.load("model", trial.model.name), "late_imports", ()):
+            importlib.import_module(module)
 
 
 def _serve(trial: Trial) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -19,38 +19,12 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
+from embench.models import families
 from embench.models.base import resolved_device
 from embench.models.conditional import ROWS, ConditionalDensity
+from embench.models.engine import Family
 from embench.models.gradient.likelihood import Coordinates, components, log_joint
 from embench.types import ConditionalMixture, FloatArray, IntArray
-
-
-class Family(NamedTuple):
-    """What a covariance family lets differ.
-
-    Between components, or one covariance is ``shared``; between targets, or they have ``one_scale``
-    in the units of Y; and whether targets are ``correlated`` and the covariance ``learned`` at all.
-    """
-
-    shared: bool
-    one_scale: bool
-    correlated: bool
-    learned: bool = True
-
-
-FAMILIES = {
-    "full": Family(shared=False, one_scale=False, correlated=True),
-    "tied": Family(shared=True, one_scale=False, correlated=True),
-    "diag": Family(shared=False, one_scale=False, correlated=False),
-    "spherical": Family(shared=False, one_scale=True, correlated=False),
-    "tied_spherical": Family(shared=True, one_scale=True, correlated=False),
-    "constant": Family(shared=True, one_scale=True, correlated=False, learned=False),
-}
-FAMILIES |= {
-    "diagonal": FAMILIES["diag"],
-    "isotropic": FAMILIES["spherical"],
-    "shared_isotropic": FAMILIES["tied_spherical"],
-}
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -116,9 +90,12 @@ class MixtureDensityNetwork(ConditionalDensity):
 
     version: ClassVar[str] = f"torch {torch.__version__}"
 
+    late_imports: ClassVar[tuple[str, ...]] = ("torch._dynamo",)
+    """What a first fit imports: torch's optimisers take a second to get going."""
+
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
-        "covariance_type": [StrOptions(set(FAMILIES))],
+        "covariance_type": [StrOptions(set(families.NAMES))],
         "hidden_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
         "backbone": [nn.Module, None],
@@ -235,7 +212,7 @@ class MixtureDensityNetwork(ConditionalDensity):
                 X,
                 Y,
                 n_components=self.n_components,
-                family=FAMILIES[self.covariance_type],
+                family=families.named(self.covariance_type),
                 min_stddev=self.min_stddev,
             )
         network.begin(*_clusters(network.standardised(Y), self.n_components, rng))
@@ -269,18 +246,19 @@ class Network(nn.Module):
         min_stddev: float,
     ) -> None:
         super().__init__()
-        self.family, self.min_stddev = family, min_stddev
+        self.min_stddev, self.is_learned = min_stddev, family.is_learned
         self.dtype = torch.float32 if X.dtype == np.float32 else torch.float64
         X, Y = X.astype(np.float64), Y.astype(np.float64)
         self.X_mean, X_stddevs = X.mean(axis=0), X.std(axis=0)
         self.X_scale = np.where(np.ptp(X, axis=0) > 0, X_stddevs, 1.0)
         self.Y_mean, variances = Y.mean(axis=0), Y.var(axis=0)
         common = np.full_like(variances, variances.mean())
-        self.Y_scale = np.sqrt(common if family.one_scale else variances)
+        self.has_one_scale = family.own_dimensions == 0
+        self.Y_scale = np.sqrt(common if self.has_one_scale else variances)
         K, D = n_components, Y.shape[1]
-        C, S = 1 if family.shared else K, 1 if family.one_scale else D
-        P = D * (D - 1) // 2 if family.correlated else 0
-        self.shapes = [(K,), (K, D), (C, S) if family.learned else (0, S), (C, P)]
+        C, S = 1 if family.is_shared else K, 1 if self.has_one_scale else D
+        P = D * (D - 1) // 2 if family.is_rotated else 0
+        self.shapes = [(K,), (K, D), (C, S) if family.is_learned else (0, S), (C, P)]
         self.backbone = backbone.to(self.dtype)
         self.head = nn.Linear(self._n_hidden(X), sum(map(math.prod, self.shapes)), dtype=self.dtype)
 
@@ -291,7 +269,7 @@ class Network(nn.Module):
             output.reshape(*shape, len(inputs))
             for output, shape in zip(outputs, self.shapes, strict=True)
         )
-        if self.family.learned:
+        if self.is_learned:
             floor = log_stddevs.new_tensor(2 * math.log(self.min_stddev))
             log_stddevs = 0.5 * torch.logaddexp(2 * log_stddevs, floor)
         else:
@@ -347,7 +325,7 @@ class Network(nn.Module):
         Shapes: ``weights`` [K], ``means`` [K, D], ``stddevs`` [D].
         """
         C, S = self.shapes[2]
-        own = np.sqrt(np.mean(stddevs**2, keepdims=True)) if self.family.one_scale else stddevs
+        own = np.sqrt(np.mean(stddevs**2, keepdims=True)) if self.has_one_scale else stddevs
         log_stddevs = np.broadcast_to(np.log(own), (C, S))
         parts = [np.log(weights), means, log_stddevs, np.zeros(self.shapes[3])]
         self.head.weight.mul_(SMALL)

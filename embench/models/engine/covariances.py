@@ -388,6 +388,7 @@ class Constant(TiedSpherical):
     """A variance of 1 [u^2] for all components and features, which is not learned."""
 
     name = "constant"
+    is_learned = False
 
     def covariances(self, seconds: FloatArray, counts: FloatArray, shift: FloatArray) -> FloatArray:
         return np.ones(seconds.shape)

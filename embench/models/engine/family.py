@@ -105,6 +105,9 @@ class Family(ABC):
     is_shared: ClassVar[bool] = False
     """Whether all components have the same covariance."""
 
+    is_learned: ClassVar[bool] = True
+    """Whether there is anything to be learned about a covariance."""
+
     has_pairs: ClassVar[bool] = False
     """Whether the products are of all pairs of features."""
 

@@ -97,6 +97,9 @@ class GradientMixture(MixtureByEM):
 
     version: ClassVar[str] = f"{MixtureByEM.version}, torch {torch.__version__}"
 
+    late_imports: ClassVar[tuple[str, ...]] = ("torch._dynamo",)
+    """What a first fit imports: torch's optimisers take a second to get going."""
+
     in_memory = True
 
     @property
@@ -238,7 +241,7 @@ class GradientMixture(MixtureByEM):
 
     def _objective(self, samples: Samples, start: Parameters) -> Objective:
         coordinates = to_coordinates(start, samples.family)
-        learned = samples.family.n_parameters(1, samples.n_features) > 0
+        learned = samples.family.is_learned
         for part, is_free in zip(coordinates, (True, True, learned, learned), strict=True):
             part.requires_grad_(is_free and part.numel() > 0)
         scales = torch.tensor(samples.frame.scales)[: coordinates.log_stddevs.shape[1], None]

@@ -72,7 +72,7 @@ class FigueiredoJainEM(MixtureByEM):
         """Components alike and wide, so that none begins as a handful of samples."""
         start = super()._start(X, *rest)
         family = self._family
-        if self.precisions_init is not None or family.n_parameters(1, X.shape[1]) == 0:
+        if self.precisions_init is not None or not family.is_learned:
             return start
         variances = X.var(axis=0, dtype=np.float64) / START_NARROWER + self.reg_covar
         if family.own_dimensions == 0:

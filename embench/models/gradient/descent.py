@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
@@ -59,7 +59,8 @@ class GradientMixture(MixtureByEM):
         n_components: Number of components.
         covariance_type: "full", "tied", "diag" (or "diagonal"), "spherical" ("isotropic"),
             "tied_spherical" ("shared_isotropic") or "constant": 1 [u^2].
-        optimizer: "adam", "adamw", "sgd" or "lbfgs" (with strong Wolfe conditions).
+        optimizer: "adam", "adamw" (which draws all numbers a little towards 0, one round Gaussian),
+            "sgd" or "lbfgs" (with strong Wolfe conditions).
         mixture_lr, component_lr: Learning rates of the logits, and of means and covariances; not
             used by "lbfgs".
         schedule: "cosine" or "constant", of both.
@@ -224,6 +225,13 @@ class GradientMixture(MixtureByEM):
             covariances,
         )
 
+    def _fitting(
+        self, X: FloatArray, sample_weight: FloatArray | None
+    ) -> tuple[Samples, Iterator[Run]]:
+        fitting = super()._fitting(X, sample_weight)
+        self.n_mitigations_ = 0
+        return fitting
+
     def _iterated(
         self, samples: Samples, run: Run, random_state: np.random.RandomState
     ) -> Iterator[Run]:
@@ -260,7 +268,6 @@ class GradientMixture(MixtureByEM):
         self, objective: Objective, random_state: np.random.RandomState
     ) -> Iterator[float]:
         """The loss after each pass, with the objective at the coordinates that have it."""
-        self.n_mitigations_ = 0
         optimizer = self._optimizer(objective)
         scheduler = CosineAnnealingLR(optimizer, self.max_iter) if self._anneals else None
         objective.evaluate()
@@ -284,6 +291,10 @@ class GradientMixture(MixtureByEM):
                 return
             self.n_mitigations_ += n_collapsed
             yield loss
+            if self.optimizer == "lbfgs" and _same(before, objective.free):
+                if not optimizer.state:
+                    return  # not even the way down leads anywhere that rounding can tell
+                optimizer.state.clear()
 
     @property
     def _anneals(self) -> bool:
@@ -347,6 +358,10 @@ class GradientMixture(MixtureByEM):
                 SingularityWarning,
                 stacklevel=3,
             )
+
+
+def _same(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
 class ClosedFormMixture(GradientMixture):

@@ -27,8 +27,9 @@ from embench.models.engine import FAMILIES, Parameters, Samples
 from embench.models.gradient import objective
 from embench.models.gradient.closed_form import ClosedFormNLL
 from embench.models.gradient.coordinates import to_coordinates, to_parameters
-from embench.models.gradient.likelihood import Components, Coordinates, components, log_joint
+from embench.models.gradient.likelihood import Coordinates, components, log_joint
 from embench.models.gradient.mitigation import SingularityWarning
+from embench.types import Mixture
 
 every_family = pytest.mark.parametrize("covariance_type", ALL_COVARIANCE_TYPES)
 both = pytest.mark.parametrize("name", ["gd", "gd-closed-form"])
@@ -53,10 +54,17 @@ def at(mixture, X, covariance_type, **how):
     return samples, Coordinates(*(part.requires_grad_() for part in coordinates))
 
 
+def inward(samples, mixture):
+    """A mixture of full covariances in the frame of samples."""
+    factors = samples.family.precisions_cholesky(mixture.covariances)
+    parameters = Parameters(mixture.weights, mixture.means, mixture.covariances, factors)
+    return Mixture(*samples.frame.inward(parameters)[:3])
+
+
 def loss_and_gradients(likelihood, samples, coordinates):
     for part in coordinates:
         part.grad = None
-    loss = likelihood(components(coordinates), samples)
+    loss = likelihood(coordinates, samples)
     loss.backward()
     zero = torch.zeros_like
     return loss.item(), [zero(part) if part.grad is None else part.grad for part in coordinates]
@@ -162,36 +170,31 @@ def test_gradients_are_differences_of_the_judges_likelihood(problem):
 @given(problems("full"))
 def test_gradients_are_the_specifications_vector_jacobian_products(problem):
     mixture, X = problem
-    frame_of_x = np.vstack([X.T, np.ones(len(X))])
-    family = FAMILIES["full"]
-    samples = Samples.of(X, family)
-    samples.frame = type(samples.frame)(
-        family, np.zeros(X.shape[1]), np.eye(X.shape[1]), np.eye(X.shape[1])
-    )
-    samples.Y = frame_of_x
-    factors = family.precisions_cholesky(mixture.covariances)
-    parts = [
-        torch.tensor(np.log(mixture.weights)[:, None]),
-        torch.tensor(mixture.means[..., None]),
-        torch.tensor(factors[..., None]),
-    ]
-    for part in parts:
-        part.requires_grad_()
+    samples, coordinates = at(mixture, X, "full")
+    mixture, X = inward(samples, mixture), samples.Y[:-1].T
 
-    ClosedFormNLL.apply(*parts, samples).backward()
+    _, gradients = loss_and_gradients(objective.in_closed_form, samples, coordinates)
 
     resp = spec.responsibilities(mixture, X)
     products = [spec.forward_vjp(mixture, x, -r / len(X)) for x, r in zip(X, resp, strict=True)]
-    weights, means, covariances = (
-        sum(getattr(one, name) for one in products) for name in ("weights", "means", "covariances")
+    # Pulled back by torch from weights, means and covariances to the free numbers behind them.
+    log_weights, means, factors = (part[..., 0] for part in components(coordinates))
+    factors = factors if factors.ndim == 3 else torch.diag_embed(factors)
+    parts = {
+        "weights": log_weights.exp(),
+        "means": means,
+        "covariances": torch.linalg.inv(factors @ factors.mT),
+    }
+    loss_and_gradients(
+        lambda *_: sum(
+            (part * torch.as_tensor(sum(getattr(one, name) for one in products))).sum()
+            for name, part in parts.items()
+        ),
+        samples,
+        coordinates,
     )
-    assert_allclose(parts[0].grad[:, 0], mixture.weights * weights, rtol=1e-9, atol=1e-9)
-    assert_allclose(parts[1].grad[..., 0], means, rtol=1e-8, atol=1e-9)
-    # What a covariance's gradient is for its factor: that of S = (P P')^-1, pulled back by torch.
-    factor = torch.tensor(factors, requires_grad=True)
-    covariance = torch.linalg.inv(factor @ factor.mT)
-    (torch.as_tensor(covariances) * covariance).sum().backward()
-    assert_allclose(parts[2].grad[..., 0], factor.grad.triu(), rtol=1e-8, atol=1e-8)
+    for ours, part in zip(gradients, coordinates, strict=True):
+        assert_allclose(ours, part.grad, rtol=1e-8, atol=1e-9)
 
 
 @both
@@ -557,7 +560,7 @@ def test_derived_gradients_are_scaled_by_what_comes_from_above():
     _, once = loss_and_gradients(objective.in_closed_form, samples, coordinates)
 
     _, thrice = loss_and_gradients(
-        lambda mixture, data: 3 * ClosedFormNLL.apply(*Components(*mixture), data),
+        lambda numbers, data: 3 * ClosedFormNLL.apply(*numbers, data),
         samples,
         coordinates,
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 
 from embench.models.engine import Family, Parameters
 from embench.models.engine.linalg import triangular_inverses
-from embench.models.gradient.likelihood import Components, Coordinates
+from embench.models.gradient.likelihood import Coordinates
+from embench.types import IntArray
 
 
 def to_coordinates(parameters: Parameters, family: Family) -> Coordinates:
@@ -30,7 +33,7 @@ def to_coordinates(parameters: Parameters, family: Family) -> Coordinates:
     if family.is_rotated:
         diagonals = np.diagonal(factors, axis1=1, axis2=2)
         triangles = factors / diagonals[:, None, :]
-        coefficients = triangles[:, *np.triu_indices(n_features, 1)]
+        coefficients = triangles[:, *upper_triangle(n_features)]
     else:
         diagonals = factors.reshape(len(factors), -1)
         coefficients = np.empty((len(factors), 0))
@@ -42,32 +45,39 @@ def to_coordinates(parameters: Parameters, family: Family) -> Coordinates:
 
 def to_parameters(coordinates: Coordinates, family: Family) -> Parameters:
     """The engine's parameters of free numbers, in the shape of the family."""
+    return completed(factored(coordinates, family), family)
+
+
+def completed(parameters: Parameters, family: Family) -> Parameters:
+    """With the covariances that belong to the factors."""
+    factors = parameters.precisions_cholesky
+    if not family.is_rotated:
+        return parameters._replace(covariances=np.asarray(1 / np.square(factors)))
+    scale = triangular_inverses(factors.swapaxes(-1, -2))
+    return parameters._replace(covariances=scale @ scale.swapaxes(-1, -2))
+
+
+def factored(coordinates: Coordinates, family: Family) -> Parameters:
+    """`to_parameters` without the covariances: the factors stand in their place, and have their
+    shape, which is all that an E-step wants of them."""
     # In NumPy, once per step: the same through torch takes three times as long.
     logits, means, log_stddevs, coefficients = (
         part.detach().numpy()[..., 0] for part in coordinates
     )
     weights = np.exp(logits - logits.max())
-    stddevs = np.exp(log_stddevs)
+    factors = np.exp(-log_stddevs)
     K, D = means.shape
-    shape = [K] * (not family.is_shared) + [D] * family.own_dimensions
-    if not family.is_rotated:
-        stddevs = stddevs.reshape(shape)
-        return Parameters(weights / weights.sum(), means.copy(), stddevs**2, 1 / stddevs)
-    factors = np.broadcast_to(np.eye(D), (len(stddevs), D, D)).copy()
-    factors[:, *np.triu_indices(D, 1)] = coefficients
-    factors = (factors / stddevs[:, None]).reshape(shape)
-    scale = triangular_inverses(factors.swapaxes(-1, -2))
-    covariances = scale @ scale.swapaxes(-1, -2)
-    return Parameters(weights / weights.sum(), means.copy(), covariances, factors)
-
-
-def of_components(mixture: Components, family: Family) -> Parameters:
-    """The engine's parameters but for the covariances, in whose place the factors stand once more:
-    they have their shape, which is all that an E-step wants of them."""
-    log_weights, means, factors = (
-        part.detach().cpu().numpy().astype(np.float64)[..., 0] for part in mixture
-    )
-    K, D = means.shape
+    if family.is_rotated:
+        triangles = np.broadcast_to(np.eye(D), (len(factors), D, D)).copy()
+        triangles[:, *upper_triangle(D)] = coefficients
+        factors = triangles * factors[:, None]
     shape = [K] * (not family.is_shared) + [D] * family.own_dimensions
     factors = factors.reshape(shape)
-    return Parameters(np.exp(log_weights), means, factors, factors)
+    return Parameters(weights / weights.sum(), means.copy(), factors, factors)
+
+
+@cache
+def upper_triangle(n_features: int) -> tuple[IntArray, IntArray]:
+    """Rows and columns of the coefficients among T."""
+    rows, columns = np.triu_indices(n_features, 1)
+    return rows, columns

@@ -15,7 +15,7 @@ from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from embench.models.engine import Arrays, Frame, Parameters, Samples, mean_and_covariance, split
-from embench.models.gradient.coordinates import to_coordinates, to_parameters
+from embench.models.gradient.coordinates import completed, factored, to_coordinates
 from embench.models.gradient.likelihood import Components
 from embench.models.gradient.mitigation import (
     MITIGATIONS,
@@ -239,7 +239,8 @@ class GradientMixture(MixtureByEM):
         objective = self._objective(samples, run.parameters)
         for loss in self._descended(objective, random_state):
             before, bounds = run.lower_bound, (*run.lower_bounds, -loss)
-            parameters = to_parameters(objective.coordinates, samples.family)
+            # Without covariances: a fit wants those of its last mixture alone.
+            parameters = factored(objective.coordinates, samples.family)
             converged = objective.steepness <= self.tol
             run = Run(parameters, -loss, bounds, run.n_iter + 1, converged)
             self._print_verbose_msg_iter_end(run.n_iter, run.lower_bound - before)
@@ -270,14 +271,16 @@ class GradientMixture(MixtureByEM):
         """The loss after each pass, with the objective at the coordinates that have it."""
         optimizer = self._optimizer(objective)
         scheduler = CosineAnnealingLR(optimizer, self.max_iter) if self._anneals else None
-        objective.evaluate()
+        # A line search asks again for points that it has seen; other steps never do.
+        evaluate = objective.remembered if self.optimizer == "lbfgs" else objective.evaluate
+        evaluate()
         for _ in range(self.max_iter):
             before = [part.detach().clone() for part in objective.free]
             self._pass(objective, optimizer, random_state)
             if scheduler:
                 scheduler.step()
             n_collapsed = self._mitigate(objective, optimizer, random_state)
-            loss = objective.evaluate()
+            loss = evaluate()
             if not np.isfinite(loss):
                 with torch.no_grad():
                     for part, old in zip(objective.free, before, strict=True):
@@ -324,7 +327,7 @@ class GradientMixture(MixtureByEM):
         samples = objective.samples
         if self.batch_size is None:
             if self.optimizer == "lbfgs":
-                optimizer.step(objective.evaluate)
+                optimizer.step(objective.remembered)
             else:
                 optimizer.step()
             return
@@ -348,6 +351,9 @@ class GradientMixture(MixtureByEM):
             if self.mitigation == "reset" or self.optimizer == "lbfgs":
                 optimizer.state.clear()  # what it remembers is about components that are gone
         return int(collapsed.sum())
+
+    def _outward(self, frame: Frame, parameters: Parameters) -> Parameters:
+        return super()._outward(frame, completed(parameters, frame.family))
 
     def _warn_of_end(self, converged: bool, parameters: Parameters, samples: Samples) -> None:
         super()._warn_of_end(converged, parameters, samples)

@@ -63,7 +63,8 @@ MITIGATIONS: Mapping[str, Mitigation] = {"clamp": clamp, "reset": reset, "map": 
 def collapsed_components(coordinates: Coordinates, floor: Tensor) -> Tensor:
     """Mask [C] of the covariances with a deviation below its ``floor`` [S, 1], put there now."""
     below = coordinates.log_stddevs < floor
-    torch.maximum(coordinates.log_stddevs, floor, out=coordinates.log_stddevs)
+    if below.any():
+        torch.maximum(coordinates.log_stddevs, floor, out=coordinates.log_stddevs)
     return below.any(dim=1)[:, 0]
 
 

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,18 +27,22 @@ REMEMBERED = 4
 GRAPH = 6
 """Numbers that a graph keeps for each whitened one: what a chunk is made small for."""
 
-Likelihood = Callable[[Components, Samples], Tensor]
-"""Mean negative log-likelihood of samples [nat], differentiable in the mixture."""
+Likelihood = Callable[[Coordinates, Samples], Tensor]
+"""Mean negative log-likelihood of samples [nat], differentiable in the free numbers of one mixture
+in their frame."""
 
 
-def by_autograd(mixture: Components, samples: Samples) -> Tensor:
+def by_autograd(coordinates: Coordinates, samples: Samples) -> Tensor:
     """Torch's own gradients, chunk by chunk."""
-    return ChunkedNLL.apply(samples, *whitening(mixture))
+    arrays = samples.arrays
+    there = {"device": arrays.device, "dtype": getattr(torch, arrays.dtype)}
+    form = whitening(components(coordinates))
+    return ChunkedNLL.apply(samples, *(part.to(**there) for part in form))
 
 
-def in_closed_form(mixture: Components, samples: Samples) -> Tensor:
+def in_closed_form(coordinates: Coordinates, samples: Samples) -> Tensor:
     """Gradients derived by hand; see `ClosedFormNLL`."""
-    return ClosedFormNLL.apply(*mixture, samples)
+    return ClosedFormNLL.apply(*coordinates, samples)
 
 
 class ChunkedNLL(torch.autograd.Function):
@@ -103,17 +108,18 @@ class Objective:
         largest = 0.0
         for part in self.free:
             assert part.grad is not None
-            gradient = part.grad
+            gradient = part.grad.numpy()
             if part is self.coordinates.log_stddevs:
-                gradient = gradient.where((part > self.floor) | (gradient < 0), 0.0)
-            largest = max(largest, float(gradient.abs().max()))
+                on_floor = part.detach().numpy() <= self.floor.numpy()
+                gradient = np.where(on_floor, np.minimum(gradient, 0.0), gradient)
+            largest = max(largest, float(np.abs(gradient).max()))
         return largest
 
-    def evaluate(self) -> float:
-        """Loss of all samples at the coordinates [nat]; the gradient is left in their ``grad``."""
+    def remembered(self) -> float:
+        """`evaluate`, or what it was where that has just been done."""
         here = b"".join(part.detach().numpy().tobytes() for part in self.coordinates)
         if here not in self._known:
-            loss = self.evaluate_batch(self.samples)
+            loss = self.evaluate()
             gradients = [part.grad for part in self.free if part.grad is not None]
             self._known[here] = loss, [gradient.clone() for gradient in gradients]
             if len(self._known) > REMEMBERED:
@@ -123,14 +129,18 @@ class Objective:
             part.grad = gradient.clone()
         return loss
 
+    def evaluate(self) -> float:
+        """Loss of all samples at the coordinates [nat]; the gradient is left in their ``grad``."""
+        return self.evaluate_batch(self.samples)
+
     def evaluate_batch(self, batch: Samples, share: float = 1.0) -> float:
         """The same for some of the samples, times ``share``."""
         for part in self.free:
             part.grad = torch.zeros_like(part)
-        mixture = components(self._bounded())
-        loss = self.likelihood(Components(*(_moved(part, batch) for part in mixture)), batch)
+        bounded = self._bounded()
+        loss = self.likelihood(bounded, batch)
         if self.log_prior is not None:
-            loss = loss - self.log_prior(mixture)
+            loss = loss - self.log_prior(components(bounded))
         (share * loss).backward()
         return loss.item()
 
@@ -147,9 +157,3 @@ def _shares(samples: Samples) -> Tensor:
         one = torch.ones(1, dtype=dtype, device=samples.arrays.device)
         return (one / samples.n_samples).expand(samples.n_samples)
     return torch.as_tensor(samples.weights) / float(samples.total_weight)
-
-
-def _moved(part: Tensor, samples: Samples) -> Tensor:
-    """A part of a mixture where and in the precision that the samples have."""
-    arrays = samples.arrays
-    return part.to(device=arrays.device, dtype=getattr(torch, arrays.dtype))

@@ -302,6 +302,7 @@ def test_the_bound_is_the_judges_of_the_mixture_that_is_returned(name, optimizer
 
     assert len(bounds) == 7
     assert bounds == model.lower_bounds_
+    assert model.loss_ == -bounds[-1]
     assert bounds[-1] > bounds[0]
 
 

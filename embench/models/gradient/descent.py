@@ -52,8 +52,8 @@ class GradientMixture(MixtureByEM):
 
     Leaves out constraints, line searches (but for "lbfgs") and guarantees: the likelihood may fall
     in between. ``lower_bound_`` is the mean log-likelihood of the mixture *after* the last
-    iteration, `lower_bounds_` that after each. ``n_mitigations_`` counts how often a component was
-    found collapsed. Files are loaded whole.
+    iteration, ``lower_bounds_`` that after each, and ``loss_`` is the former's negative.
+    ``n_mitigations_`` counts how often a component was found collapsed. Files are loaded whole.
 
     Args:
         n_components: Number of components.
@@ -179,6 +179,11 @@ class GradientMixture(MixtureByEM):
         self.verbose_interval = verbose_interval
         self.device = device
         self.dtype = dtype
+
+    @property
+    def loss_(self) -> float:
+        """Loss of the fitted parameters per sample [nat]: ``-lower_bound_``."""
+        return -float(self.lower_bound_)
 
     @property
     def init_params(self) -> str:

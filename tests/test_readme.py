@@ -34,7 +34,7 @@ def test_every_command_and_option_named_exists():
         if name not in commands:
             assert name in {"puts", "is", "models"}, f"embench {name}"
             continue
-        known = {option for p in commands[name].params for option in p.opts}
+        known = {option for p in commands[name].params for option in (*p.opts, *p.secondary_opts)}
         assert set(re.findall(r"--[a-z-]+", rest)) <= known, f"embench {name}{rest}"
 
 

@@ -47,13 +47,14 @@ class GradientMixture(MixtureByEM):
 
     Minimises the mean negative log-likelihood -1/n sum_i log sum_k w_k N(x_i; mu_k, S_k) in free
     numbers: logits of the weights, means, and of each covariance the regression of every feature on
-    those before it (`Coordinates`). Learning rates are in standard deviations of the data, so that
-    rescaled data give the rescaled mixture, and both fall to 0 along a cosine.
+    those before it (`Coordinates`). Rates are steps in standard deviations of the components, so
+    that rescaled data give the rescaled mixture, and both fall to 0 along a cosine.
 
-    Leaves out constraints, line searches (but for "lbfgs") and guarantees: the likelihood may fall
-    in between. ``lower_bound_`` is the mean log-likelihood of the mixture *after* the last
-    iteration, ``lower_bounds_`` that after each, and ``loss_`` is the former's negative.
-    ``n_mitigations_`` counts how often a component was found collapsed. Files are loaded whole.
+    Leaves out constraints and, but for "lbfgs", line searches: the likelihood may fall in between,
+    and the best mixture on the way is kept, if need be the start. ``lower_bound_`` is its mean
+    log-likelihood, ``loss_`` the negative of that, and ``lower_bounds_`` that of the mixture
+    *after* each iteration. ``n_mitigations_`` counts how often a component was found collapsed.
+    Reads no files; memory maps are loaded whole.
 
     Args:
         n_components: Number of components.
@@ -73,12 +74,12 @@ class GradientMixture(MixtureByEM):
         init: "kmeans", "k-means++", "random" or "random_from_data" as in EM, or "uniform": equal
             weights, unit covariances [u^2] and means in [-radius, radius].
         radius: Of "uniform" [u].
-        standardize: False: learning rates are in units of X, not of its standard deviations.
+        standardize: False: learning rates are in units of X. "lbfgs" knows no rates.
         mitigation: What becomes of a component whose standard deviation, in some feature given the
             features before it, falls below ``min_stddev``. "clamp": it stays there. "reset": it
             begins anew at a sample, as wide as the data. "map": a conjugate prior keeps it wider
             from the beginning, the loss is the negative log-posterior, and the optimum that of
-            `map-em`.
+            `map-em`; it needs ``standardize``.
         min_stddev: See there [u].
         prior_strength: Of "map", as in `map-em`.
         reg_covar: Of the start alone [u^2].
@@ -242,24 +243,31 @@ class GradientMixture(MixtureByEM):
     ) -> Iterator[Run]:
         """A run after each pass over the samples, with its own log-likelihood."""
         objective = self._objective(samples, run.parameters)
-        for loss in self._descended(objective, random_state):
-            before, bounds = run.lower_bound, (*run.lower_bounds, -loss)
-            # Without covariances: a fit wants those of its last mixture alone.
-            parameters = factored(objective.coordinates, samples.family)
-            converged = objective.steepness <= self.tol
-            run = Run(parameters, -loss, bounds, run.n_iter + 1, converged)
-            self._print_verbose_msg_iter_end(run.n_iter, run.lower_bound - before)
+        highest, bounds = -np.inf, list(run.lower_bounds)
+        n_collapsed = self.n_mitigations_
+        for n_iter, loss in enumerate(self._descended(objective, random_state)):
+            if self.mitigation == "reset" and self.n_mitigations_ > n_collapsed:
+                # What was nearly collapsed looked best, and is not to be gone back to.
+                highest, n_collapsed = -np.inf, self.n_mitigations_
+            if -loss > highest:
+                # Without covariances: a fit wants those of its last mixture alone.
+                best, highest = factored(objective.coordinates, samples.family), -loss
+            if n_iter == 0:  # the start
+                continue
+            bounds.append(-loss)
+            arrived = objective.steepness <= self.tol
+            converged = arrived and highest + loss <= self.tol
+            run = Run(best, highest, tuple(bounds), n_iter, converged)
+            self._print_verbose_msg_iter_end(n_iter, -loss - highest)
             yield run
-            if converged:
+            if arrived:
                 return
 
     def _objective(self, samples: Samples, start: Parameters) -> Objective:
         coordinates = to_coordinates(start, samples.family)
-        learned = samples.family.is_learned
-        for part, is_free in zip(coordinates, (True, True, learned, learned), strict=True):
-            part.requires_grad_(is_free and part.numel() > 0)
         scales = torch.tensor(samples.frame.scales)[: coordinates.log_stddevs.shape[1], None]
-        floor = np.log(self.min_stddev) - scales.log()
+        smallest = self.min_stddev if samples.family.is_learned else 0.0
+        floor = torch.log(smallest / scales)
         prior: Callable[[Components], Tensor] | None = None
         if self.mitigation == "map":
             shape = start.means.shape
@@ -268,28 +276,28 @@ class GradientMixture(MixtureByEM):
             def prior(mixture: Components) -> Tensor:
                 return log_prior(numbers, mixture) / float(samples.total_weight)
 
-        return Objective(coordinates, samples, self._likelihood, floor, prior)
+        # A line search needs numbers that stay the same from step to step.
+        own_scales = self.standardize and self.optimizer != "lbfgs"
+        return Objective(coordinates, samples, self._likelihood, floor, own_scales, prior)
 
     def _descended(
         self, objective: Objective, random_state: np.random.RandomState
     ) -> Iterator[float]:
-        """The loss after each pass, with the objective at the coordinates that have it."""
+        """The loss at the start and after each pass, with the objective at the coordinates."""
         optimizer = self._optimizer(objective)
         scheduler = CosineAnnealingLR(optimizer, self.max_iter) if self._anneals else None
         # A line search asks again for points that it has seen; other steps never do.
         evaluate = objective.remembered if self.optimizer == "lbfgs" else objective.evaluate
-        evaluate()
+        yield evaluate()
         for _ in range(self.max_iter):
-            before = [part.detach().clone() for part in objective.free]
+            before = objective.snapshot
             self._pass(objective, optimizer, random_state)
             if scheduler:
                 scheduler.step()
             n_collapsed = self._mitigate(objective, optimizer, random_state)
             loss = evaluate()
             if not np.isfinite(loss):
-                with torch.no_grad():
-                    for part, old in zip(objective.free, before, strict=True):
-                        part.copy_(old)
+                objective.restore(before)
                 warnings.warn(
                     f"the loss became {loss} after a step; what it was before is kept: try smaller "
                     "learning rates",
@@ -299,7 +307,7 @@ class GradientMixture(MixtureByEM):
                 return
             self.n_mitigations_ += n_collapsed
             yield loss
-            if self.optimizer == "lbfgs" and _same(before, objective.free):
+            if self.optimizer == "lbfgs" and _same(before, objective.coordinates):
                 if not optimizer.state:
                     return  # not even the way down leads anywhere that rounding can tell
                 optimizer.state.clear()
@@ -334,7 +342,7 @@ class GradientMixture(MixtureByEM):
             if self.optimizer == "lbfgs":
                 optimizer.step(objective.remembered)
             else:
-                optimizer.step()
+                objective.descend(optimizer)
             return
         order = random_state.permutation(samples.n_samples)
         parts = list(split(samples.n_samples, self.batch_size))
@@ -342,7 +350,7 @@ class GradientMixture(MixtureByEM):
             batch = samples.take(order[rows])
             share = len(parts) * float(batch.total_weight / samples.total_weight)
             objective.evaluate_batch(batch, share)
-            optimizer.step()
+            objective.descend(optimizer)
 
     @torch.no_grad()
     def _mitigate(
@@ -353,6 +361,7 @@ class GradientMixture(MixtureByEM):
         collapsed = collapsed_components(coordinates, objective.floor)
         if collapsed.any():
             MITIGATIONS[self.mitigation](coordinates, collapsed, objective.samples, random_state)
+            objective.settle()
             if self.mitigation == "reset" or self.optimizer == "lbfgs":
                 optimizer.state.clear()  # what it remembers is about components that are gone
         return int(collapsed.sum())

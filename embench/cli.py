@@ -15,7 +15,7 @@ import click
 
 from embench import __version__, store
 from embench.registry import unknown
-from embench.types import TRACKS, InputError, Record, Spec
+from embench.types import COVARIANCE_ALIASES, COVARIANCE_TYPES, TRACKS, InputError, Record, Spec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -299,17 +299,17 @@ def check(model: str) -> None:
 
 
 @main.command()
-@click.option("--samples", type=AT_LEAST_ONE, default=1000, show_default=True)
+@click.option("--samples", type=click.IntRange(min=2), default=1000, show_default=True)
 @click.option("--components", type=AT_LEAST_ONE, default=5, show_default=True)
 @click.option("--dims", type=AT_LEAST_ONE, default=2, show_default=True)
 @click.option(
     "--family",
+    type=click.Choice([*COVARIANCE_TYPES, *COVARIANCE_ALIASES]),
     default="full",
     show_default=True,
-    help="full, tied, diag, spherical, tied_spherical or constant.",
 )
 @click.option("--radius", type=ABOVE_ZERO, default=8.0, show_default=True, help="Of the means.")
-@click.option("--seed", type=click.IntRange(min=0), default=42, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=42, show_default=True)
 @click.option("--iterations", type=AT_LEAST_ONE, default=500, show_default=True)
 @click.option("--mixture-lr", type=ABOVE_ZERO, default=0.05, show_default=True)
 @click.option("--component-lr", type=ABOVE_ZERO, default=0.05, show_default=True)

@@ -39,6 +39,23 @@ STATUSES: Mapping[str, str] = {
 }
 
 
+COVARIANCE_TYPES: Mapping[str, str] = {
+    "full": "one covariance matrix per component",
+    "tied": "one covariance matrix for all components",
+    "diag": "one variance per component and feature",
+    "spherical": "one variance per component",
+    "tied_spherical": "one variance for all components and features",
+    "constant": "1 for all components and features, in the squared units of the data",
+}
+
+COVARIANCE_ALIASES: Mapping[str, str] = {
+    "diagonal": "diag",
+    "isotropic": "spherical",
+    "shared_isotropic": "tied_spherical",
+}
+"""Other names of families, as gradient descent in PyTorch has them."""
+
+
 class InputError(ValueError):
     """What a user asked for cannot be done; the message says what was expected and what came."""
 

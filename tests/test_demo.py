@@ -5,13 +5,16 @@ from __future__ import annotations
 from itertools import pairwise
 
 import matplotlib.image
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from matplotlib.patches import Ellipse
 
 from embench import gaussian, make_model
 from embench.cli import main
 from embench.measuring.demo import beside, gradient_descent, mock_data, moments
 from embench.reporting import demo as drawing
+from embench.types import Mixture
 
 SMALL = ["--samples", "150", "--components", "3", "--iterations", "12", "--log-freq", "5"]
 
@@ -49,7 +52,10 @@ def test_an_animation_has_the_moments_as_frames_and_then_rests(tmp_path):
 
     assert result.exit_code == 0, result.output
     with Image.open(tmp_path / "moving.gif") as moving:
-        assert moving.n_frames >= 4
+        moving.seek(moving.n_frames - 1)
+        # PIL joins frames that are alike: the end is a single one that is shown for two seconds.
+        assert moving.n_frames == 4 or moving.n_frames == 4 + 2 * drawing.PER_SECOND
+        assert moving.n_frames > 4 or moving.info["duration"] >= 2000
 
 
 def test_without_a_picture_nothing_is_written(tmp_path, monkeypatch):
@@ -104,6 +110,31 @@ def test_em_beside_it_ends_no_worse_than_it_begins():
     first = next(moments(em, data.X_train))
     assert list(found) == ["EM", "truth"]
     assert found["EM"].nll < first.nll
+
+
+def test_ellipses_are_the_components_deviations_and_fade_with_their_weights():
+    data = mock_data("full", n_samples=100, n_features=2, n_components=2, radius=8, seed=1)
+    weights = np.array([0.95, 0.05])
+    mixture = Mixture(weights, data.truth.means, data.truth.covariances)
+
+    figure = drawing.strip(data.X_train, [drawing.Picture("", mixture)])
+
+    ellipses = [patch for patch in figure.axes[0].patches if isinstance(patch, Ellipse)]
+    inner = ellipses[:: len(drawing.STANDARD_DEVIATIONS)]
+    for ellipse, covariance in zip(inner, mixture.covariances, strict=True):
+        expected = 2 * np.sqrt(np.linalg.eigvalsh(covariance))
+        np.testing.assert_allclose([ellipse.width, ellipse.height], expected)
+    assert inner[0].get_alpha() > inner[1].get_alpha()
+
+
+def test_one_feature_is_drawn_with_its_density():
+    data = mock_data("full", n_samples=100, n_features=1, n_components=3, radius=8, seed=1)
+
+    figure = drawing.strip(data.X_train, [drawing.Picture("", data.truth)])
+
+    x, density = figure.axes[0].lines[-1].get_data()
+    expected = np.exp(gaussian.log_likelihoods(data.truth, np.asarray(x)[:, None]))
+    np.testing.assert_allclose(density, expected, rtol=1e-9)
 
 
 def test_a_strip_shows_the_first_and_the_last_and_begins_slowly():

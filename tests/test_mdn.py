@@ -9,19 +9,16 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
-from strategies import global_random_state
+from strategies import ALL_COVARIANCE_TYPES, global_random_state
 from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from embench import make_dataset
 from embench.models import mdn
 from embench.models.conditional import LinearGaussian
-from embench.models.families import NAMES
 from embench.models.gradient.likelihood import Coordinates, components, log_joint
 from embench.models.mdn import MixtureDensityNetwork
-
-ALIASES = {"diagonal": "diag", "isotropic": "spherical", "shared_isotropic": "tied_spherical"}
-OWN_NAMES = [family for family in sorted(NAMES) if family not in ALIASES]
+from embench.types import COVARIANCE_ALIASES
 
 
 def network(**params):
@@ -71,7 +68,7 @@ def test_a_mixture_for_each_sample_has_torchs_density(n_samples, shared):
         assert found[i].item() == pytest.approx(known.log_prob(targets[:D, i]).item(), abs=1e-9)
 
 
-@pytest.mark.parametrize("family", OWN_NAMES)
+@pytest.mark.parametrize("family", ALL_COVARIANCE_TYPES)
 def test_the_trained_density_is_that_of_torch_distributions(family):
     model = network(covariance_type=family).fit(X, Y)
 
@@ -88,7 +85,7 @@ def test_the_trained_density_is_that_of_torch_distributions(family):
 # The families
 
 
-@pytest.mark.parametrize("family", OWN_NAMES)
+@pytest.mark.parametrize("family", ALL_COVARIANCE_TYPES)
 def test_covariances_are_of_their_family_in_the_units_of_the_targets(family):
     covariances = network(covariance_type=family).fit(X, Y).conditional_mixture(X).covariances
 
@@ -105,7 +102,7 @@ def test_covariances_are_of_their_family_in_the_units_of_the_targets(family):
     assert np.allclose(covariances, covariances[:1]) == (family == "constant")
 
 
-@pytest.mark.parametrize(("alias", "family"), ALIASES.items())
+@pytest.mark.parametrize(("alias", "family"), COVARIANCE_ALIASES.items())
 def test_an_alias_is_its_family(alias, family):
     one, other = (network(covariance_type=name).fit(X, Y) for name in (alias, family))
 
@@ -402,3 +399,46 @@ def test_the_gpu_gives_what_the_cpu_gives():
     assert next(gpu.network_.parameters()).is_cuda
     assert torch.equal(torch.cuda.get_rng_state(), before)
     assert pickle.loads(pickle.dumps(gpu)).score(X, Y) == gpu.score(X, Y)
+
+
+def test_steps_that_are_too_long_keep_the_last_network_and_say_so():
+    model = network(lr=1e30)
+
+    with pytest.warns(RuntimeWarning, match="try a smaller lr"):
+        model.fit(X, Y)
+
+    assert np.isfinite(model.score(X, Y))
+    assert np.isfinite(model.loss_)
+
+
+def test_weight_decay_apart_from_the_gradient_is_another():
+    one, other = (
+        network(optimizer=name, weight_decay=0.3, max_iter=5).fit(X, Y)
+        for name in ("adam", "adamw")
+    )
+
+    assert abs(one.score(X, Y) - other.score(X, Y)) > 1e-4
+
+
+def test_a_cosine_ends_elsewhere_than_a_constant_rate():
+    one, other = (network(schedule=name, max_iter=5).fit(X, Y) for name in ("cosine", "constant"))
+
+    assert abs(one.score(X, Y) - other.score(X, Y)) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (
+            {"backbone": nn.Linear(7, 4)},
+            "expected a backbone from inputs of shape .* but it raised",
+        ),
+        ({"backbone": nn.LSTM(2, 4)}, "got a tuple"),
+        ({"hidden_sizes": [[3, 4]]}, "integers of 1 or more"),
+        ({"hidden_sizes": ["a"]}, "integers of 1 or more"),
+        ({"hidden_sizes": (3.7,)}, "integers of 1 or more"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused(params, message):
+    with pytest.raises(ValueError, match=message):
+        network(**params).fit(X, Y)

@@ -65,6 +65,12 @@ class FileDataset:
             codes, classes = pd.factorize(table.pop(str(label)), sort=True)
             labels, n_labels = codes.astype(np.int64), len(classes)
         targets = table[roles["target"]]
+        for name in targets:
+            if targets[name].nunique() < 2:
+                raise InputError(
+                    f"{self.path}: target {name!r} is the same in all samples: there is nothing "
+                    "to predict"
+                )
         table = table.drop(columns=[*roles["target"], *roles["left out"]])
         try:
             return split(
@@ -143,7 +149,7 @@ class FileDataset:
         bad = bad if bad.any() else column.notna()
         row = int(np.argmax(bad))
         return (
-            f"{self.path}: column {name!r} holds {column.iloc[row]!r} in sample {row + 1}, "
+            f"column {name!r} holds {column.iloc[row]!r} in sample {row + 1}, "
             f"expected numbers ({bad.sum()} of {len(column)} are none); mend the file, name the "
             f"column as the label (--label {name}) or leave it out (--drop {name})"
         )

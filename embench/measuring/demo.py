@@ -12,15 +12,20 @@ from sklearn.base import clone
 from embench import gaussian, registry
 from embench.measuring.trial import watched
 from embench.models.steps import last
-from embench.types import Dataset, FloatArray, InputError, Mixture, MixtureModel, Model
+from embench.types import (
+    COVARIANCE_ALIASES,
+    Dataset,
+    FloatArray,
+    InputError,
+    Mixture,
+    MixtureModel,
+    Model,
+)
 
 UNIT_SPHERES: Mapping[str, Any] = {"covariance_type": "spherical", "conditioning": 1.0}
 
 TRUE_FAMILIES: Mapping[str, Mapping[str, Any]] = {
-    "diagonal": {"covariance_type": "diag"},
-    "isotropic": {"covariance_type": "spherical"},
     "tied_spherical": UNIT_SPHERES,
-    "shared_isotropic": UNIT_SPHERES,
     "constant": UNIT_SPHERES,
 }
 """What mock data are to be for a family to be right about them, where its name does not say so."""
@@ -56,6 +61,7 @@ def mock_data(
             f"expected at least as many samples as components, got {n_samples} samples and "
             f"{n_components} components"
         )
+    family = COVARIANCE_ALIASES.get(family, family)
     return registry.make_dataset(
         "scattered",
         seed=seed,

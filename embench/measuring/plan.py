@@ -17,6 +17,7 @@ from sklearn.utils._param_validation import InvalidParameterError
 
 from embench import registry
 from embench.types import (
+    COVARIANCE_ALIASES,
     ConditionalModel,
     InputError,
     IterativeModel,
@@ -52,7 +53,11 @@ class Entry(BaseModel):
             if swept == []:
                 raise InputError(f"{self.name}: {name}: expected at least one value, got []")
         for combination in itertools.product(*values):
-            yield Spec(self.name, dict(zip(params, combination, strict=True)))
+            chosen = dict(zip(params, combination, strict=True))
+            family = chosen.get("covariance_type")
+            if isinstance(family, str):  # an alias, also where a library does not know it
+                chosen["covariance_type"] = COVARIANCE_ALIASES.get(family, family)
+            yield Spec(self.name, chosen)
 
 
 class Suite(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -113,8 +113,8 @@ class ConditionalDensity(MultiOutputMixin, RegressorMixin, BaseEstimator, ABC):
         Returns:
             Shape (n, n_samples, n_targets), or (n, n_samples) where Y had one dimension [u of Y].
         """
-        if n_samples < 1:
-            raise ValueError(f"expected n_samples >= 1, got {n_samples}")
+        if not isinstance(n_samples, Integral) or n_samples < 1:
+            raise ValueError(f"expected an integer n_samples >= 1, got {n_samples!r}")
         X, rng = self._seen(X), check_random_state(getattr(self, "random_state", None))
         parts = [_drawn(self._mixtures(X[rows]), n_samples, rng) for rows in _blocks(len(X))]
         return self._as_given(np.concatenate(parts))
@@ -177,7 +177,7 @@ class LinearGaussian(ConditionalDensity):
     ``covariance_`` S (n_targets, n_targets).
 
     Source:
-        Bishop (2006), Pattern Recognition and Machine Learning, section 3.1.5; its S is diagonal.
+        Bishop (2006), Pattern Recognition and Machine Learning, section 3.1.5; its S is spherical.
 
     Example:
         >>> X = np.array([[0.0], [1.0], [2.0], [3.0]])

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from copy import copy
 from typing import Any
 
@@ -24,16 +23,9 @@ from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
 from embench.models.engine import FAMILIES, Family
 from embench.models.engine.family import COUNT_FLOOR
 from embench.models.engine.linalg import inverse_factors
-from embench.types import FloatArray, Mixture
+from embench.types import COVARIANCE_ALIASES, FloatArray, Mixture
 
-ALIASES: Mapping[str, str] = {
-    "diagonal": "diag",
-    "isotropic": "spherical",
-    "shared_isotropic": "tied_spherical",
-}
-"""Other names of families, as gradient descent in PyTorch has them."""
-
-NAMES = frozenset({*FAMILIES, *ALIASES})
+NAMES = frozenset({*FAMILIES, *COVARIANCE_ALIASES})
 """Every ``covariance_type`` that there is."""
 
 ONE_VARIANCE = ("tied_spherical", "constant")
@@ -46,7 +38,7 @@ def named(covariance_type: str) -> Family:
     >>> named("shared_isotropic").name
     'tied_spherical'
     """
-    return FAMILIES[ALIASES.get(covariance_type, covariance_type)]
+    return FAMILIES[COVARIANCE_ALIASES.get(covariance_type, covariance_type)]
 
 
 def mixture(

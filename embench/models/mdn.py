@@ -174,9 +174,20 @@ class MixtureDensityNetwork(ConditionalDensity):
         lowest = math.inf
         yield 0
         for n_iter in range(1, self.max_iter + 1):
-            rate = self._rate(n_iter - 1)
+            rate, before = self._rate(n_iter - 1), deepcopy(network.state_dict())
             with _drawing(rng, device):
-                self.losses_.append(_trained(network, optimizer, rate, *own, self.batch_size))
+                loss = _trained(network, optimizer, rate, *own, self.batch_size)
+            if not (math.isfinite(loss) and _is_finite(network)):
+                network.load_state_dict(before)
+                self.loss_ = self.network_.loss(*own)
+                warnings.warn(
+                    f"the loss became {loss} in pass {n_iter}; the network before it is kept: try "
+                    "a smaller lr",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                return
+            self.losses_.append(loss)
             self.n_iter_ = n_iter
             if len(apart) and (loss := network.loss(*others)) < lowest:
                 lowest, self.network_ = loss, deepcopy(network)
@@ -220,9 +231,13 @@ class MixtureDensityNetwork(ConditionalDensity):
 
     def _layers(self, n_inputs: int) -> nn.Module:
         """The fully connected layers."""
-        sizes = [n_inputs, *np.atleast_1d(np.asarray(self.hidden_sizes, dtype=int)).tolist()]
-        if min(sizes) < 1:
-            raise ValueError(f"expected hidden_sizes of 1 or more, got {self.hidden_sizes}")
+        hidden = np.atleast_1d(np.asarray(self.hidden_sizes))
+        whole = hidden.dtype.kind in "iu" or hidden.size == 0
+        if not whole or hidden.ndim > 1 or (hidden < 1).any():
+            raise ValueError(
+                f"expected hidden_sizes to be integers of 1 or more, got {self.hidden_sizes!r}"
+            )
+        sizes = [n_inputs, *hidden.tolist()]
         layers: list[nn.Module] = []
         for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), ACTIVATIONS[self.activation]()]
@@ -230,6 +245,10 @@ class MixtureDensityNetwork(ConditionalDensity):
 
     def _mixtures(self, X: FloatArray) -> ConditionalMixture:
         return self.network_.mixtures(X)
+
+
+def _is_finite(network: nn.Module) -> bool:
+    return all(bool(torch.isfinite(part).all()) for part in network.parameters())
 
 
 class Network(nn.Module):
@@ -334,13 +353,19 @@ class Network(nn.Module):
     def _n_hidden(self, X: FloatArray) -> int:
         """How many features the backbone gives, after a look at their shape."""
         rows = X[:2]
-        with torch.no_grad():
-            features = self.backbone.eval()(self._inputs(rows))
+        wanted = (
+            f"expected a backbone from inputs of shape {rows.shape} to features "
+            f"({len(rows)}, n_hidden)"
+        )
+        try:
+            with torch.no_grad():
+                features = self.backbone.eval()(self._inputs(rows))
+        except RuntimeError as error:
+            raise ValueError(f"{wanted}, but it raised: {error}") from error
+        if not isinstance(features, Tensor):
+            raise ValueError(f"{wanted}, got a {type(features).__name__}")
         if features.ndim != 2 or len(features) != len(rows):
-            raise ValueError(
-                f"expected a backbone from inputs of shape {rows.shape} to features "
-                f"({len(rows)}, n_hidden), got features of shape {tuple(features.shape)}"
-            )
+            raise ValueError(f"{wanted}, got features of shape {tuple(features.shape)}")
         return features.shape[1]
 
     def _inputs(self, X: FloatArray) -> Tensor:

@@ -32,7 +32,7 @@ NOT_CONVERGED = (
 
 
 CovarianceType = Literal["full", "tied", "diag", "spherical", "tied_spherical", "constant"]
-"""The families' own names; `families.ALIASES` has others."""
+"""The families' own names; there are aliases, too."""
 
 BLUR = 0.03
 """Deviations of a component by which rounding may move samples before the user hears of it: about

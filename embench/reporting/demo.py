@@ -14,6 +14,8 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
 
 from embench import gaussian
 from embench.types import FloatArray, InputError, Mixture
@@ -57,13 +59,21 @@ class Picture:
 
 
 def check_path(path: Path) -> None:
-    """See that pictures can be written in this format.
+    """See that pictures can be written there, in this format, before anybody waits for them.
 
     Raises:
         InputError: They cannot.
     """
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"expected a file that ends in {', '.join(SUFFIXES)}, got {path}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        was_there = path.exists()
+        path.open("ab").close()
+        if not was_there:
+            path.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another --out") from error
 
 
 def draw(path: Path, X: FloatArray, fit: Sequence[Fitted], beside: Mapping[str, Fitted]) -> None:
@@ -79,12 +89,13 @@ def draw(path: Path, X: FloatArray, fit: Sequence[Fitted], beside: Mapping[str, 
     Raises:
         InputError: The path cannot be written, or ends in something else.
     """
-    check_path(path)
     under_way = [Picture(f"iteration {at.n_iter}\nNLL {at.nll:.3f} nat", at.mixture) for at in fit]
-    still = [Picture(f"{name}\nNLL {at.nll:.3f} nat", at.mixture) for name, at in beside.items()]
+    still = [
+        Picture(f"{name}\nNLL {at.nll:.3f} nat", _in_order_of(fit[-1].mixture, at.mixture))
+        for name, at in beside.items()
+    ]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".gif":
+        if path.suffix.lower() == ".gif":
             animation = _animation(X, _some(under_way, MOVING_FRAMES), still)
             animation.save(path, PillowWriter(PER_SECOND))
         else:
@@ -92,6 +103,12 @@ def draw(path: Path, X: FloatArray, fit: Sequence[Fitted], beside: Mapping[str, 
             figure.savefig(path, dpi=110, facecolor="white")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; choose another --out") from error
+
+
+def _in_order_of(other: Mixture, mixture: Mixture) -> Mixture:
+    """Components in the order, and so in the colours, of the nearest ones of another mixture."""
+    _, order = linear_sum_assignment(cdist(other.means, mixture.means))
+    return Mixture(mixture.weights[order], mixture.means[order], mixture.covariances[order])
 
 
 def strip(X: FloatArray, pictures: Sequence[Picture]) -> Figure:
@@ -151,7 +168,8 @@ def _draw_ellipses(axis: Axes, X: FloatArray, mixture: Mixture) -> None:
     margin = 0.1 * (high - low)
     axis.set_xlim(low[0] - margin[0], high[0] + margin[0])
     axis.set_ylim(low[1] - margin[1], high[1] + margin[1])
-    axis.set(xlabel="feature 1", ylabel="feature 2")
+    of_all = f" of {X.shape[1]}" if X.shape[1] > 2 else ""
+    axis.set(xlabel=f"feature 1{of_all}", ylabel=f"feature 2{of_all}")
 
 
 def _ellipse(

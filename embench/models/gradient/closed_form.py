@@ -32,7 +32,7 @@ class ClosedFormNLL(torch.autograd.Function):
 
     Source:
         Xu and Jordan (1996), On convergence properties of the EM algorithm for Gaussian mixtures,
-        theorem 1; Petersen and Pedersen (2012), The Matrix Cookbook, eq. 49 and 61.
+        theorem 1; Petersen and Pedersen (2012), The Matrix Cookbook, sections 2.1 and 2.4.
 
     Example:
         >>> from embench.models.engine import FAMILIES

@@ -88,7 +88,7 @@ class GradientMixture(MixtureByEM):
 
     Source:
         Bishop (2006), Pattern Recognition and Machine Learning, sections 5.6 and 9.2.1; Kingma and
-        Ba (2015), Adam; Loshchilov and Hutter (2017), SGDR, eq. 5.
+        Ba (2015), Adam; Loshchilov and Hutter (2019), AdamW; (2017), SGDR, eq. 5: the cosine.
 
     Example:
         >>> X = np.random.default_rng(0).normal([[0.0], [10.0]], size=(2, 200)).reshape(-1, 1)

@@ -324,7 +324,7 @@ def check(model: str) -> None:
     "--standardize/--no-standardize",
     default=True,
     show_default=True,
-    help="Learning rates in standard deviations of the data.",
+    help="Learning rates in standard deviations of the components, not in units of the data.",
 )
 @click.option("--log-freq", type=AT_LEAST_ONE, metavar="N", help="Iterations from line to line.")
 @click.option("--visualize/--no-visualize", default=True, show_default=True)

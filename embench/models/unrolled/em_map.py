@@ -15,7 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from embench.models.engine.family import COUNT_FLOOR
+from embench.models.engine.family import (
+    COUNT_FLOOR,
+    IllDefinedCovariance,
+    warn_of_regularisation,
+)
 
 
 class Mixtures(NamedTuple):
@@ -42,8 +46,8 @@ class Samples(NamedTuple):
     """Datasets in their frames, ready for E-steps.
 
     ``products`` [B, P, N]: those of pairs of features, the features, and ones, and 0 where a mask
-    says that there is no sample; ``counted`` [B, N], 1 or 0; ``centre`` [B, D] and ``scale``
-    [B, D, D], lower triangular: x = centre + scale y.
+    says that there is no sample; ``counted`` [B, N], how often each counts: 1, or 0 where there is
+    none; ``centre`` [B, D] and ``scale`` [B, D, D], lower triangular: x = centre + scale y.
     """
 
     products: Tensor
@@ -81,6 +85,7 @@ def framed(X: Tensor, mask: Tensor | None = None, reg_covar: float = 1e-6) -> Sa
 
     Raises:
         ValueError: The shapes are not these, or a dataset has no samples.
+        IllDefinedCovariance: That of a dataset is not positive definite.
     """
     if X.ndim != 3:
         raise ValueError(f"expected X of shape [B, n_samples, n_features], got {tuple(X.shape)}")
@@ -98,11 +103,15 @@ def framed(X: Tensor, mask: Tensor | None = None, reg_covar: float = 1e-6) -> Sa
     centred = (present - centre[:, None]) * counted[..., None]
     covariance = centred.mT @ centred / n_samples[..., None]
     identity = torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
-    scale = torch.linalg.cholesky(covariance + reg_covar * identity)
+    scale = _cholesky(covariance, (reg_covar * identity).expand_as(covariance))
     Y = torch.linalg.solve_triangular(scale, centred.mT, upper=False)
-    rows, columns = torch.triu_indices(*identity.shape, device=X.device)
-    pairs = Y[:, rows] * Y[:, columns]
-    return Samples(torch.cat([pairs, Y, counted[:, None]], dim=1), counted, centre, scale)
+    return Samples(products(Y, counted), counted, centre, scale)
+
+
+def products(Y: Tensor, present: Tensor) -> Tensor:
+    """Those of pairs of features, the features, and ``present``: [B, P, N] of Y [B, D, N]."""
+    rows, columns = torch.triu_indices(Y.shape[1], Y.shape[1], device=Y.device)
+    return torch.cat([Y[:, rows] * Y[:, columns], Y, present[:, None]], dim=1)
 
 
 def e_step(samples: Samples, mixtures: Mixtures) -> tuple[Tensor, Tensor]:
@@ -118,28 +127,32 @@ def e_step(samples: Samples, mixtures: Mixtures) -> tuple[Tensor, Tensor]:
     return (log_density * samples.counted).sum(-1), resp
 
 
-def m_step(
-    samples: Samples, resp: Tensor, previous: Mixtures, reg_covar: float = 1e-6
-) -> Mixtures:
+def m_step(samples: Samples, resp: Tensor, previous: Mixtures, reg_covar: float = 1e-6) -> Mixtures:
     """The mixtures that maximise the expected log-joint, ``reg_covar`` added to the variances of X.
 
-    A component that has lost all its samples stays where it is.
+    A component that has lost all its samples stays where it is. As in `em`, more is added to a
+    covariance that is not positive definite all the same, with a warning; 0 stays 0.
+
+    Raises:
+        IllDefinedCovariance: A new covariance is not positive definite, and ``reg_covar`` is 0.
     """
     D = samples.centre.shape[-1]
     sums = resp @ samples.products.mT
-    lost = sums[..., -1] <= COUNT_FLOOR
-    counts = sums[..., -1] + COUNT_FLOOR
+    floor = COUNT_FLOOR * samples.n_samples.clamp(max=1)[:, None]
+    lost = sums[..., -1] <= floor
+    counts = sums[..., -1] + floor
     means = sums[..., -1 - D : -1] / counts[..., None]
     rows, columns = torch.triu_indices(D, D, device=resp.device)
     places = torch.zeros(D, D, dtype=torch.long, device=resp.device)
     places[rows, columns] = places[columns, rows] = torch.arange(len(rows), device=resp.device)
     seconds = sums[..., places.ravel()].unflatten(-1, (D, D)) / counts[..., None, None]
     covariances = seconds - means[..., None] * means[..., None, :]
-    whitened = torch.linalg.solve_triangular(
-        samples.scale, torch.eye(D, dtype=resp.dtype, device=resp.device), upper=False
-    )
+    identity = torch.eye(D, dtype=resp.dtype, device=resp.device)
+    whitened = torch.linalg.solve_triangular(samples.scale, identity, upper=False)
     regularisation = reg_covar * whitened @ whitened.mT
-    scale_tril = torch.linalg.cholesky(covariances + regularisation[:, None])
+    # Of one that is lost nothing is used, and nothing may be singular.
+    covariances = identity.where(lost[..., None, None], covariances)
+    scale_tril = _cholesky(covariances, regularisation[:, None].expand_as(covariances))
     return Mixtures(
         torch.log(counts),
         means.where(~lost[..., None], previous.means),
@@ -183,3 +196,25 @@ def _coefficients(samples: Samples, mixtures: Mixtures) -> Tensor:
     constant = constant - 0.5 * (linear * means).sum(-1) - 0.5 * D * math.log(2 * math.pi)
     quadratic = precisions[..., rows, columns] * twice
     return torch.cat([quadratic, linear, constant[..., None]], dim=-1)
+
+
+def _cholesky(covariances: Tensor, regularisation: Tensor) -> Tensor:
+    """Lower triangular factors of what is regularised, ten times more until each one has any."""
+    factor = 1.0
+    while True:
+        factors, info = torch.linalg.cholesky_ex(covariances + regularisation)
+        if not info.any():
+            break
+        bad = info != 0
+        if not (regularisation[bad] > 0).any() or not covariances[bad].isfinite().all():
+            dataset, *component = bad.nonzero()[0].tolist()
+            where = "".join(f"component {k} in " for k in component) + f"dataset {dataset}"
+            raise IllDefinedCovariance(
+                f"the covariance of {where} is not positive definite in {covariances.dtype}: use "
+                "reg_covar > 0, float64, or fewer components"
+            )
+        factor *= 10
+        regularisation = torch.where(bad[..., None, None], 10 * regularisation, regularisation)
+    if factor > 1:
+        warn_of_regularisation("of a component", factor)
+    return factors

@@ -25,8 +25,8 @@ from strategies import (
 from torch import nn
 
 from embench import gaussian, make_dataset, make_model
-from embench.models.engine.family import IllDefinedCovariance
-from embench.models.unrolled.em_map import Mixtures, Samples, em_map, framed
+from embench.models.engine.family import IllDefinedCovariance, RegularisationWarning
+from embench.models.unrolled.em_map import Mixtures, Samples, _cholesky, em_map, framed
 from embench.models.unrolled.implicit import fit_em, gmres
 from embench.models.unrolled.layer import AffineCoupling, EMLayer, EMNet, Invertible
 from embench.types import Mixture
@@ -698,6 +698,7 @@ def test_only_full_covariances():
     [
         (lambda: double(0, 3), "expected n_features >= 1, got 0"),
         (lambda: double(2, 3, 0), "expected n_steps >= 1, got 0"),
+        (lambda: double(2, 3, hidden=0), "expected hidden >= 1, got 0"),
         (lambda: double(2, 3, gradient="exact"), "expected gradient to be one of ('unroll',"),
         (lambda: double(2, 3, gradient="implicit"), "which only equal steps have: use shared=True"),
         (
@@ -725,6 +726,10 @@ def test_only_full_covariances():
             "expected at least one sample in every dataset",
         ),
         (
+            lambda: double(2, 3)(many(2)[0] / 0),
+            "expected finite numbers in X; leave samples out with a mask",
+        ),
+        (
             lambda: fit_em(*many(1), 5, gradient="exact"),
             "expected gradient to be one of ('unroll', 'truncated', 'one-step', 'implicit')",
         ),
@@ -747,6 +752,29 @@ def test_a_singular_covariance_says_where_it_is():
 
     with pytest.raises(IllDefinedCovariance, match=r"component 0 in dataset 2 is not .* float64"):
         fit_em(X, starts, 1, reg_covar=0.0)
+
+
+def test_what_no_regularisation_mends_is_an_error_and_no_endless_loop():
+    singular = torch.diag(torch.tensor([1.0, 0.0]))[None]
+
+    with pytest.raises(IllDefinedCovariance, match="dataset 0"):
+        _cholesky(-torch.eye(2)[None], singular)
+
+
+def test_what_regularisation_mends_is_warned_of():
+    with pytest.warns(RegularisationWarning, match="added 100 times reg_covar"):
+        factors = _cholesky(-torch.eye(2)[None], 0.1 * torch.eye(2)[None])
+
+    assert_allclose(factors[0], 3 * torch.eye(2), rtol=1e-6)
+
+
+def test_training_without_regularisation_keeps_gradients_finite():
+    X, starts = many(2)
+    layer = disturbed(double(2, 3, 3, reg_covar=0.0, random_state=0))
+
+    layer(X.requires_grad_(), starts).log_likelihood.sum().backward()
+
+    assert torch.isfinite(X.grad).all()
 
 
 def test_a_component_that_has_lost_its_samples_stays_where_it_is():

@@ -84,7 +84,7 @@ def framed(X: Tensor, mask: Tensor | None = None, reg_covar: float = 1e-6) -> Sa
         reg_covar: Added to the variances of the data [u^2], so that they can be divided by.
 
     Raises:
-        ValueError: The shapes are not these, or a dataset has no samples.
+        ValueError: The shapes are not these, a dataset has no samples, or a number is not finite.
         IllDefinedCovariance: That of a dataset is not positive definite.
     """
     if X.ndim != 3:
@@ -98,6 +98,8 @@ def framed(X: Tensor, mask: Tensor | None = None, reg_covar: float = 1e-6) -> Sa
     if not counted.any(-1).all():
         raise ValueError("expected at least one sample in every dataset")
     present = X if mask is None else X.where(mask[..., None], 0.0)
+    if not present.isfinite().all():
+        raise ValueError("expected finite numbers in X; leave samples out with a mask")
     n_samples = counted.sum(-1)[:, None]
     centre = present.sum(1) / n_samples
     centred = (present - centre[:, None]) * counted[..., None]
@@ -206,7 +208,7 @@ def _cholesky(covariances: Tensor, regularisation: Tensor) -> Tensor:
         if not info.any():
             break
         bad = info != 0
-        if not (regularisation[bad] > 0).any() or not covariances[bad].isfinite().all():
+        if not (regularisation[bad] > 0).any() or not regularisation.isfinite().all():
             dataset, *component = bad.nonzero()[0].tolist()
             where = "".join(f"component {k} in " for k in component) + f"dataset {dataset}"
             raise IllDefinedCovariance(

@@ -93,9 +93,15 @@ class EMLayer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"n_features": n_features, "n_components": n_components, "n_steps": n_steps}
+        sizes = {
+            "n_features": n_features,
+            "n_components": n_components,
+            "n_steps": n_steps,
+            "n_last": n_last,
+            "hidden": hidden,
+        }
         for name, size in sizes.items():
-            if size < 1:
+            if size is not None and size < 1:
                 raise ValueError(f"expected {name} >= 1, got {size}")
         if gradient not in get_args(Gradient):
             raise ValueError(
@@ -115,11 +121,12 @@ class EMLayer(nn.Module):
         start[:, 1 : 1 + n_features].normal_(generator=generator)
         start[:, 1 + n_features : 1 + 2 * n_features] = -math.log(n_components) / n_features
         self.start = nn.Parameter(start.to(device=device, dtype=dtype or torch.get_default_dtype()))
-        n_networks = 0 if hidden is None else 1 if shared else n_steps
-        self.corrections = nn.ModuleList(
-            Correction(n_features, hidden or 1, correct_logits, generator)
-            for _ in range(n_networks)
-        ).to(self.start)
+        self.corrections = nn.ModuleList()
+        if hidden is not None:
+            for _ in range(1 if shared else n_steps):
+                self.corrections.append(
+                    Correction(n_features, hidden, correct_logits, generator).to(self.start)
+                )
 
     def forward(
         self, X: Tensor, start: Mixtures | None = None, mask: Tensor | None = None
@@ -158,7 +165,7 @@ class EMLayer(nn.Module):
     def unrolled(self, samples: Samples, start: Mixtures) -> tuple[Tensor, Tensor, Mixtures]:
         """In the frame: total log-likelihood [B] and responsibilities [B, K, N] of the mixtures
         after all steps, and these."""
-        narrowest = math.sqrt(self.reg_covar) / samples.scale.diagonal(0, -2, -1)
+        narrowest = math.sqrt(self.reg_covar) / samples.scale.detach().diagonal(0, -2, -1)
         steps = [self._step(samples, narrowest[:, None], t) for t in range(self.n_steps)]
         fitted = iterate(steps, start, self.gradient, self.n_last)
         return *e_step(samples, fitted), fitted

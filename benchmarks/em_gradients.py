@@ -19,10 +19,10 @@ from statistics import median
 import click
 import numpy as np
 import torch
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from speed_table import empty_table
 from torch import Tensor
 
 from embench import registry
@@ -99,9 +99,7 @@ def main(rounds: int, long: int, quick: bool) -> None:
 
 
 def _table(problem: Problem, numbers_of_steps: tuple[int, ...], rounds: int, long: int) -> Table:
-    drawn = Table(box=box.SIMPLE_HEAD)
-    for name in ("T", "gradient", "error", "CPU ms", "peak MiB"):
-        drawn.add_column(name, justify="left" if name == "gradient" else "right")
+    drawn = empty_table("T", "gradient", "error", "CPU ms", "peak MiB")
     truth = problem.gradient("unroll", 1, long)
     for n_steps in numbers_of_steps:
         for gradient, n_last in WAYS:

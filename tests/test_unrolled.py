@@ -623,7 +623,9 @@ def test_a_coupling_counts_no_sample_that_is_masked():
     mask[:, 30:] = False
 
     masked = net(X.masked_fill(~mask[..., None], torch.nan), mask=mask)
+    masked.log_likelihood.sum().backward()
 
+    assert all(torch.isfinite(part.grad).all() for part in net.parameters())
     expected = net(X[:, :30]).log_likelihood.detach()
     assert_allclose(masked.log_likelihood.detach(), expected, rtol=1e-10)
 

@@ -52,8 +52,9 @@ class EMLayer(nn.Module):
         hidden: Width of the network; None for no corrections.
         shared: One network for all iterations, instead of one for each.
         correct_logits: Whether logits are corrected, too.
-        gradient: "unroll", "truncated" (by ``n_last`` steps), "one-step" or "implicit", as in
-            `embench.models.unrolled.implicit.fit_em`; the last wants equal steps.
+        gradient: "unroll", "truncated" (to ``n_last`` steps), "one-step" or "implicit", as in
+            `embench.models.unrolled.implicit.fit_em`; the last wants equal steps, and only the
+            first learns a start.
         n_last: See there.
         reg_covar: Added to the variances of X by every EM step [u^2]. Corrections do not narrow a
             component below it: no density grows to infinity.
@@ -61,7 +62,7 @@ class EMLayer(nn.Module):
         device, dtype: As of any torch module.
 
     Raises:
-        ValueError: A number is not positive, or "implicit" meets steps that are not equal.
+        ValueError: A size is not positive, or "implicit" meets steps that are not equal.
 
     Source:
         A published demonstration, made safe for batches; Monga, Li and Eldar (2021), Algorithm

@@ -93,13 +93,13 @@ def main(rounds: int, long: int, quick: bool) -> None:
     n_datasets, n_samples = (2, 300) if quick else (4, 1000)
     for separation in (4.0,) if quick else (4.0, 2.5):
         problem = Problem.drawn(n_datasets, n_samples, 2, 3, separation)
-        title = f"\n{n_datasets} datasets {n_samples}x2x3, separation {separation:g}"
+        title = f"\n{n_datasets} datasets {n_samples}x2x3, separation {separation:g} [CPU in ms]"
         console.print(Text(title, style="bold"))
         console.print(_table(problem, (5, 50) if quick else (5, 20, 100, 500), rounds, long))
 
 
 def _table(problem: Problem, numbers_of_steps: tuple[int, ...], rounds: int, long: int) -> Table:
-    drawn = empty_table("T", "gradient", "error", "CPU ms", "peak MiB")
+    drawn = empty_table("T", "gradient", "error", "CPU", "peak MiB")
     truth = problem.gradient("unroll", 1, long)
     for n_steps in numbers_of_steps:
         for gradient, n_last in WAYS:

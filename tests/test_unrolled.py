@@ -146,13 +146,18 @@ def test_the_log_likelihood_is_the_judges(problem, trained):
 
 def test_the_start_of_its_own_is_spread_and_leads_em_to_the_optimum():
     X = torch.tensor(make_dataset("three-gaussians", seed=7).X_train)[None]
+    optimum = 4682.152574
 
     with torch.no_grad():
-        found = [-double(2, 3, 40, random_state=i)(X).log_likelihood.item() for i in range(10)]
+        soon, late = (
+            [-double(2, 3, n, random_state=i)(X).log_likelihood.item() for i in range(10)]
+            for n in (10, 40)
+        )
 
-    # Nearly symmetric starts get there in 3 of 10; 4682.152574 is the smallest there is.
-    assert sum(nll < 4682.5 for nll in found) >= 7
-    assert min(found) >= 4682.152574
+    # With means that are equal but for 0.01, the best of ten is 200 nat away after ten steps.
+    assert np.median(soon) < optimum + 100
+    assert sum(nll < optimum + 0.5 for nll in late) >= 7
+    assert min(late) >= optimum
 
 
 @pytest.mark.parametrize(("n_components", "n_features"), [(1, 1), (1, 3), (4, 1)])
@@ -672,6 +677,17 @@ def test_one_step_of_training_is_em_with_sample_weights_too():
     em = model_at("em", start, max_iter=6)
     assert_same(unrolled.mixture_, em.fit(X, sample_weight=weight).mixture_)
     assert_same(unrolled.mixture_, em.fit(np.repeat(X, weight, axis=0)).mixture_, 1e-8, 1e-8)
+
+
+def test_the_estimator_in_float32_is_that_in_float64_to_its_digits():
+    X = make_dataset("blobs", seed=0, n_samples=200).X_train
+    fine, coarse = (
+        make_model("unrolled-em", n_components=3, random_state=0, max_iter=20, dtype=dtype).fit(X)
+        for dtype in ("float64", "float32")
+    )
+
+    assert coarse.means_.dtype == np.float32
+    assert coarse.score(X) == pytest.approx(fine.score(X), abs=1e-3)
 
 
 def test_a_fit_that_rests_says_so():

@@ -495,7 +495,7 @@ def test_gmres_solves_each_system(n, n_systems, seed):
     A = torch.tensor(rng.standard_normal((n_systems, n, n)) + 3 * np.eye(n))
     target = torch.tensor(rng.standard_normal((n_systems, n)))
     target[0] = 0
-    A[-1] = torch.eye(n)  # solved at once, while the others go on
+    A[-1] = torch.eye(n) + torch.outer(A[-1, 0], A[-1, 0])  # solved soon, while others go on
 
     x, residual = gmres(lambda x: (A @ x[..., None])[..., 0], target, tol=1e-12)
 
@@ -677,6 +677,7 @@ def test_one_step_of_training_is_em_with_sample_weights_too():
     em = model_at("em", start, max_iter=6)
     assert_same(unrolled.mixture_, em.fit(X, sample_weight=weight).mixture_)
     assert_same(unrolled.mixture_, em.fit(np.repeat(X, weight, axis=0)).mixture_, 1e-8, 1e-8)
+    assert_same(unrolled.fit(X, sample_weight=1e-12 * weight).mixture_, em.mixture_, 1e-8, 1e-8)
 
 
 def test_the_estimator_in_float32_is_that_in_float64_to_its_digits():

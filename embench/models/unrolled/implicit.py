@@ -149,22 +149,21 @@ def gmres(
     wanted[:, 0, 0] = 1
     for j in range(n_products):
         space, new = torch.stack(basis, dim=-1), product(basis[-1])
-        before = torch.linalg.vector_norm(new, dim=-1)
         for _ in range(2):
             shares = space.mT @ new[..., None]
             new = new - (space @ shares)[..., 0]
             hessenberg[:, : j + 1, j] += shares[..., 0]
+        # Where nothing is left the space holds the solution, and the next direction is none.
         left = torch.linalg.vector_norm(new, dim=-1)
-        # What is left of a product that lies in the space is rounding: no direction to go.
-        left = left.where(left > 10 * torch.finfo(target.dtype).eps * before, 0)
         hessenberg[:, j + 1, j] = left
-        basis.append((new / left.clamp(min=tiny)[:, None]).where(left[:, None] > 0, 0))
+        basis.append(new / left.clamp(min=tiny)[:, None])
         own = hessenberg[:, : j + 2, : j + 1]
         solution = torch.linalg.pinv(own) @ wanted[:, : j + 2]
         residual = torch.linalg.vector_norm(own @ solution - wanted[:, : j + 2], dim=(-2, -1))
+        residual = residual * (size > 0)
         if (residual <= tol).all():
             break
-    return (space @ solution)[..., 0] * size[:, None], residual * (size > 0)
+    return (space @ solution)[..., 0] * size[:, None], residual
 
 
 class _FixedPoint(torch.autograd.Function):

@@ -504,6 +504,19 @@ def test_gmres_solves_each_system(n, n_systems, seed):
     assert (x[0] == 0).all()
 
 
+def test_gmres_keeps_its_digits_where_em_would_creep():
+    rng = np.random.default_rng(0)
+    axes = np.linalg.qr(rng.standard_normal((80, 80))).Q
+    A = torch.tensor(axes * np.geomspace(1e-8, 1, 80) @ axes.T)
+    target = torch.tensor(rng.standard_normal((1, 80)))
+
+    x, residual = gmres(lambda x: x @ A.mT, target, tol=1e-13)
+
+    # A single pass of Gram-Schmidt ends at 1e-6.
+    assert residual.item() < 1e-8
+    assert relative(x @ A.mT, target) < 1e-8
+
+
 def test_an_implicit_gradient_away_from_a_fixed_point_is_warned_of():
     X, starts = many(1)
 

@@ -1,0 +1,1 @@
+"""EM as a layer of a neural network."""

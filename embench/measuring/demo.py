@@ -113,8 +113,8 @@ def moments(model: Model, X: FloatArray, every: int = 1) -> Iterator[Moment]:
 
     Example:
         >>> X = mock_data("full", n_samples=99, n_features=2, n_components=2, radius=8, seed=0)
-        >>> em = registry.make_model("em", n_components=2, max_iter=3, tol=0, random_state=0)
-        >>> [moment.n_iter for moment in moments(em, X.X_train, every=2)]
+        >>> spec = registry.make_model("spec-em", n_components=2, max_iter=3)
+        >>> [moment.n_iter for moment in moments(spec, X.X_train, every=2)]
         [0, 2, 3]
     """
     try:

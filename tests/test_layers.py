@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "embench"
 
 # From top to bottom; what stands on one line may not import each other, but for itself.
 LAYERS = (
+    ("__main__",),
     ("cli",),
     ("reporting",),
     ("comparing",),

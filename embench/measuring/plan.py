@@ -229,6 +229,8 @@ def _candidate(entry: Entry, spec: Spec, suite: Suite) -> _Candidate:
             raise InputError(f"{spec.name}: {error}") from error
     _check_json(spec)
     startable = isinstance(model, StartableModel) and isinstance(model, IterativeModel)
+    # The common start has the variance of the data, which a constant covariance has not.
+    startable = startable and model.get_params().get("covariance_type") != "constant"
     wanted = [track for track in suite.tracks if track in (entry.tracks or suite.tracks)]
     return _Candidate(
         spec=replace(spec, version=registry.version("model", spec)),

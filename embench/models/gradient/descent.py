@@ -70,7 +70,8 @@ class GradientMixture(MixtureByEM):
         batch_size: Largest number of samples per step; every pass cuts all of them anew into
             parts of one size, give or take a sample. None for one part.
         tol: Ends when no entry of the gradient of the loss is larger [nat], in the coordinates
-            descended in. With batches only the end is looked at.
+            descended in. With batches all passes are done, and it has converged if the last one
+            has changed the loss by no more.
         init: "kmeans", "k-means++", "random" or "random_from_data" as in EM, or "uniform": equal
             weights, unit covariances [u^2] and means in [-radius, radius].
         radius: Of "uniform" [u].
@@ -243,7 +244,7 @@ class GradientMixture(MixtureByEM):
     ) -> Iterator[Run]:
         """A run after each pass over the samples, with its own log-likelihood."""
         objective = self._objective(samples, run.parameters)
-        highest, bounds = -np.inf, list(run.lower_bounds)
+        highest = before = -np.inf
         n_collapsed = self.n_mitigations_
         for n_iter, loss in enumerate(self._descended(objective, random_state)):
             if self.mitigation == "reset" and self.n_mitigations_ > n_collapsed:
@@ -252,16 +253,18 @@ class GradientMixture(MixtureByEM):
             if -loss > highest:
                 # Without covariances: a fit wants those of its last mixture alone.
                 best, highest = factored(objective.coordinates, samples.family), -loss
-            if n_iter == 0:  # the start
-                continue
-            bounds.append(-loss)
-            arrived = objective.steepness <= self.tol
-            converged = arrived and highest + loss <= self.tol
-            run = Run(best, highest, tuple(bounds), n_iter, converged)
-            self._print_verbose_msg_iter_end(n_iter, -loss - highest)
-            yield run
-            if arrived:
-                return
+            if n_iter > 0:
+                if self.batch_size is None:
+                    arrived = objective.steepness <= self.tol
+                else:
+                    arrived = n_iter == self.max_iter and abs(-loss - before) <= self.tol
+                converged = arrived and highest + loss <= self.tol
+                run = Run(best, highest, (*run.lower_bounds, -loss), n_iter, converged)
+                self._print_verbose_msg_iter_end(n_iter, -loss - before)
+                yield run
+                if arrived:
+                    return
+            before = -loss
 
     def _objective(self, samples: Samples, start: Parameters) -> Objective:
         coordinates = to_coordinates(start, samples.family)

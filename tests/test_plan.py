@@ -56,6 +56,22 @@ def test_a_model_that_cannot_take_a_start_is_left_out_and_named(suite):
     assert not any(t.model.name == "sklearn-vb" and t.track == "same-start" for t in planned.trials)
 
 
+def test_the_common_start_is_none_for_a_constant_covariance(suite):
+    models = "em:covariance_type=full,em:covariance_type=constant"
+
+    planned = plan(customised(suite(), models=models, tracks=["same-start", "default"]))
+
+    taken = {(t.model.params["covariance_type"], t.track) for t in planned.trials}
+    assert taken == {("full", "same-start"), ("full", "default"), ("constant", "default")}
+    assert len(planned.left_out) == 1
+
+
+def test_an_alias_of_a_family_is_the_family_also_for_those_who_do_not_know_it(suite):
+    planned = plan(customised(suite(), models="sklearn-em:covariance_type=isotropic"))
+
+    assert {t.model.params["covariance_type"] for t in planned.trials} == {"spherical"}
+
+
 def test_models_are_interleaved_and_take_turns_in_being_first(suite):
     trials = [t for t in plan(suite()).trials if t.track == "same-start"]
 

@@ -474,6 +474,21 @@ def test_steps_that_are_too_long_keep_the_last_mixture_and_say_so():
     assert not model.converged_
 
 
+@both
+@every_family
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("params", [{}, {"batch_size": 50}, {"mitigation": "map"}], ids=str)
+def test_cuda_ends_where_the_cpu_ends(name, covariance_type, params):
+    X = blobs(1, covariance_type, n_samples=300)
+    model = make_model(name, n_components=3, covariance_type=covariance_type, max_iter=20, **params)
+    expected = model.set_params(random_state=0).fit(X).mixture_
+
+    found = model.set_params(device="cuda").fit(X).mixture_
+
+    assert_same(found, expected, rtol=1e-7, atol=1e-7)
+
+
 # What the published original does by its settings, and the defaults do not
 
 ORIGINAL = {

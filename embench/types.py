@@ -39,14 +39,8 @@ STATUSES: Mapping[str, str] = {
 }
 
 
-COVARIANCE_TYPES: Mapping[str, str] = {
-    "full": "one covariance matrix per component",
-    "tied": "one covariance matrix for all components",
-    "diag": "one variance per component and feature",
-    "spherical": "one variance per component",
-    "tied_spherical": "one variance for all components and features",
-    "constant": "1 for all components and features, in the squared units of the data",
-}
+COVARIANCE_TYPES = ("full", "tied", "diag", "spherical", "tied_spherical", "constant")
+"""Families of covariances."""
 
 COVARIANCE_ALIASES: Mapping[str, str] = {
     "diagonal": "diag",

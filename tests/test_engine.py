@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -25,8 +26,8 @@ from strategies import (
     seeds,
 )
 
-from embench import gaussian
-from embench.models import engine, spec
+from embench import gaussian, types
+from embench.models import engine, spec, steps
 from embench.models.engine import (
     FAMILIES,
     Arrays,
@@ -103,6 +104,11 @@ def textbook_step(X, mixture, covariance_type, reg_covar):
     if covariance_type != "constant":
         shaped = shaped + reg_covar * np.eye(X.shape[1])
     return Mixture(counts / len(X), means, shaped)
+
+
+def test_families_have_the_same_names_everywhere():
+    assert tuple(FAMILIES) == types.COVARIANCE_TYPES == get_args(steps.CovarianceType)
+    assert set(types.COVARIANCE_ALIASES.values()) < set(FAMILIES)
 
 
 @law

@@ -23,6 +23,7 @@ from strategies import (
 
 from embench import gaussian, make_dataset, make_model
 from embench.models import spec
+from embench.models.base import DivergenceWarning
 from embench.models.engine import FAMILIES, Parameters, Samples
 from embench.models.gradient import objective
 from embench.models.gradient.closed_form import ClosedFormNLL
@@ -467,7 +468,7 @@ def test_steps_that_are_too_long_keep_the_last_mixture_and_say_so():
     X = blobs(n_samples=200)
     model = make_model("gd", n_components=2, optimizer="sgd", component_lr=1e200, random_state=0)
 
-    with pytest.warns(RuntimeWarning, match="try smaller learning rates"):
+    with pytest.warns(DivergenceWarning, match="try smaller learning rates"):
         model.fit(X)
 
     assert np.isfinite(model.score(X))

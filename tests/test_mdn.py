@@ -15,6 +15,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 
 from embench import make_dataset
 from embench.models import mdn
+from embench.models.base import DivergenceWarning
 from embench.models.conditional import LinearGaussian
 from embench.models.gradient.likelihood import Coordinates, components, log_joint
 from embench.models.mdn import MixtureDensityNetwork
@@ -404,7 +405,7 @@ def test_the_gpu_gives_what_the_cpu_gives():
 def test_steps_that_are_too_long_keep_the_last_network_and_say_so():
     model = network(lr=1e30)
 
-    with pytest.warns(RuntimeWarning, match="try a smaller lr"):
+    with pytest.warns(DivergenceWarning, match="try a smaller lr"):
         model.fit(X, Y)
 
     assert np.isfinite(model.score(X, Y))

@@ -168,6 +168,15 @@ def test_what_a_fit_warns_of_by_name_is_told_once(small_trial):
     assert record.message.count("min_stddev = 10") == 1
 
 
+def test_a_descent_that_diverged_is_told(small_trial):
+    params = {"optimizer": "sgd", "component_lr": 1e200, "standardize": False}
+
+    record = run_trial(small_trial("gd", params=params, dataset=BLOBS, track="default"))
+
+    assert record.status == "ok"
+    assert "try smaller learning rates" in record.message
+
+
 def test_float32_data_reach_the_model_as_float32(small_trial):
     double = run_trial(small_trial(dataset=BLOBS))
     single = run_trial(small_trial(dataset=BLOBS, dtype="float32"))

@@ -26,9 +26,10 @@ from torch import nn
 
 from embench import gaussian, make_dataset, make_model
 from embench.models.engine.family import IllDefinedCovariance, RegularisationWarning
+from embench.models.unrolled.backbone import AffineCoupling, EMNet, Invertible
 from embench.models.unrolled.em_map import Mixtures, Samples, _cholesky, em_map, framed
 from embench.models.unrolled.implicit import fit_em, gmres
-from embench.models.unrolled.layer import AffineCoupling, EMLayer, EMNet, Invertible
+from embench.models.unrolled.layer import EMLayer
 from embench.types import Mixture
 
 double = partial(EMLayer, dtype=torch.float64)
@@ -568,7 +569,7 @@ def test_a_backbone_under_its_own_likelihood_collapses_and_one_that_tells_does_n
     X = torch.tensor(make_dataset("three-gaussians", seed=7).X_train[:300])[None]
     best = EMNet(double(2, 3, 40, random_state=0))(X).log_likelihood.item() / 300
     told, _ = trained_through(EMNet(double(2, 3, 3, random_state=0), OpenAffine()), X)
-    monkeypatch.setattr("embench.models.unrolled.layer._refuse_collapse", lambda backbone: None)
+    monkeypatch.setattr("embench.models.unrolled.backbone._refuse_collapse", lambda backbone: None)
 
     collapsed, flatness = trained_through(EMNet(double(2, 3, 3, random_state=0), Affine()), X)
 

@@ -13,6 +13,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from embench.types import FloatArray, IntArray, Mixture
 
 
+class DivergenceWarning(RuntimeWarning):
+    """A step led to what is no density, and a fit ended with what it had before."""
+
+
 def resolved_device(device: str) -> str:
     """ "cpu" or "cuda" from what a model's parameter says; torch is only asked where a GPU is.
 

@@ -28,7 +28,9 @@ from embench.types import COVARIANCE_ALIASES, FloatArray, Mixture
 NAMES = frozenset({*FAMILIES, *COVARIANCE_ALIASES})
 """Every ``covariance_type`` that there is."""
 
-ONE_VARIANCE = ("tied_spherical", "constant")
+ONE_VARIANCE = [
+    name for name, family in FAMILIES.items() if family.is_shared and not family.own_dimensions
+]
 """Families that scikit-learn does not have: to it they are spherical."""
 
 

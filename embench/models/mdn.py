@@ -20,7 +20,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
 from embench.models import families
-from embench.models.base import resolved_device
+from embench.models.base import DivergenceWarning, resolved_device
 from embench.models.conditional import ROWS, ConditionalDensity
 from embench.models.engine import Family
 from embench.models.gradient.likelihood import Coordinates, components, log_joint
@@ -183,7 +183,7 @@ class MixtureDensityNetwork(ConditionalDensity):
                 warnings.warn(
                     f"the loss became {loss} in pass {n_iter}; the network before it is kept: try "
                     "a smaller lr",
-                    RuntimeWarning,
+                    DivergenceWarning,
                     stacklevel=2,
                 )
                 return

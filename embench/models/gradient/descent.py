@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from embench.models.base import DivergenceWarning
 from embench.models.engine import Arrays, Frame, Parameters, Samples, mean_and_covariance, split
 from embench.models.gradient.coordinates import completed, factored, to_coordinates
 from embench.models.gradient.likelihood import Components
@@ -304,7 +305,7 @@ class GradientMixture(MixtureByEM):
                 warnings.warn(
                     f"the loss became {loss} after a step; what it was before is kept: try smaller "
                     "learning rates",
-                    RuntimeWarning,
+                    DivergenceWarning,
                     stacklevel=2,
                 )
                 return

@@ -10,10 +10,8 @@ import numpy as np
 
 from embench.models.engine import Parameters, Samples, Statistics, linalg
 from embench.models.gradient.manifold import Manifold, Point
+from embench.models.variants.coordinates import SMALLEST_WEIGHT
 from embench.types import FloatArray
-
-SMALLEST_WEIGHT = 1e-300
-"""Stands for a weight of zero, whose logarithm is no number."""
 
 
 class Evaluation(NamedTuple):

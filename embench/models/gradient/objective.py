@@ -25,6 +25,7 @@ from embench.models.gradient.likelihood import (
     log_joint_of,
     whitening,
 )
+from embench.models.variants.coordinates import LARGEST_LOG
 
 REMEMBERED = 4
 """Evaluations that are kept: a line search comes back to the best of its last points."""
@@ -82,10 +83,6 @@ STEEPEST = 1.0
 """Largest entry of a gradient in deviations of the components. Where they fit, none is larger.
 Where a component begins much too tight, some are a million times as large, and Adam would remember
 that for hundreds of steps and make them a millionth of what they should be."""
-
-LARGEST_LOG = 40.0
-"""Largest log standard deviation, in the frame, that is a mixture's: beyond it float32 has no
-squares, and covariances have no inverse."""
 
 
 class Objective:

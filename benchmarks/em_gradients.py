@@ -28,7 +28,7 @@ from torch import Tensor
 from embench import registry
 from embench.comparing.words import significant
 from embench.measuring.meter import Reading, metered
-from embench.measuring.start import starting_mixture
+from embench.models.starts import starting_mixture
 from embench.models.unrolled.em_map import Mixtures
 from embench.models.unrolled.implicit import Gradient, fit_em
 

@@ -22,7 +22,7 @@ from speed_worker import Worker, WorkerError, crew, save
 
 from embench import registry
 from embench.comparing.words import significant
-from embench.measuring.start import starting_mixture
+from embench.models.starts import starting_mixture
 
 MODELS = ("torch_distributions:DistributionsMixture", "gd", "gd-closed-form")
 FAMILIES = ("full", "tied", "diag", "spherical", "tied_spherical", "constant")

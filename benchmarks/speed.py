@@ -24,7 +24,7 @@ from speed_table import BASELINE, Job, Result, remarks, table
 from speed_worker import Reading, Worker, WorkerError, crew, save
 
 from embench import registry
-from embench.measuring.start import starting_mixture
+from embench.models.starts import starting_mixture
 from embench.types import Dataset, InputError
 
 MODELS = (BASELINE, "em", "onedal-em")

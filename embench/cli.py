@@ -387,6 +387,60 @@ def demo(
 
 
 @main.command()
+@click.argument("model")
+@click.option(
+    "--suite",
+    default="training",
+    show_default=True,
+    help="Its datasets are learned from; a name, or the path of a TOML file.",
+)
+@click.option("--updates", type=AT_LEAST_ONE, default=3000, show_default=True)
+@click.option(
+    "--batch-size", type=AT_LEAST_ONE, default=32, show_default=True, help="Datasets of an update."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--threads", type=AT_LEAST_ONE, help="For every numerical library.  [the suite's]")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the weights; the same folder again resumes.  [results/<date>-train-<model>]",
+)
+def train(
+    model: str,
+    suite: str,
+    updates: int,
+    batch_size: int,
+    seed: int,
+    threads: int | None,
+    out: Path | None,
+) -> None:
+    """Train MODEL (amortised-em, recurrent-em) on datasets drawn from a suite, once.
+
+    Ctrl-C loses seconds of work; the same command again goes on where it stopped, and ends at the
+    same weights.
+    """
+    from embench.measuring.plan import customised, load_suite
+    from embench.measuring.run import default_folder
+    from embench.measuring.training import train as trained
+    from embench.measuring.training import weights_file
+
+    folder = out.expanduser() if out else default_folder(f"train-{model}")
+    chosen = customised(load_suite(suite), threads=threads)
+    stream = trained(
+        model, chosen, folder, n_updates=updates, batch_size=batch_size, seed=seed
+    )
+    try:
+        for progress in stream:
+            click.echo(str(progress))
+    except KeyboardInterrupt:
+        click.echo(f"interrupted; the same command goes on with what is in {folder}")
+        sys.exit(INTERRUPTED)
+    weights = shlex.quote(str(weights_file(folder, model)))
+    click.echo(f"weights: {weights}")
+    click.echo(f"next: embench run --model em,{model}:checkpoint={weights}")
+
+
+@main.command()
 def models() -> None:
     """List the models: those of embench and those of installed plug-ins."""
     from embench import registry

@@ -12,7 +12,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from embench import gaussian, make_dataset, make_model
-from embench.measuring.start import starting_mixture
+from embench.models.starts import starting_mixture
 
 onedal = pytest.mark.skipif(find_spec("daal4py") is None, reason="daal4py is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

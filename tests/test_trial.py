@@ -11,7 +11,7 @@ import pytest
 
 import embench
 from embench import gaussian
-from embench.measuring.start import starting_mixture
+from embench.models.starts import starting_mixture
 from embench.measuring.trial import run_trial
 
 BLOBS = ("blobs", {"n_samples": 300, "n_test": 200})

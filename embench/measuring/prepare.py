@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.base import clone
 
 from embench import gaussian, registry
-from embench.measuring.start import starting_mixture
+from embench.models.starts import starting_mixture
 from embench.types import Dataset, FloatArray, InputError, Model, StartableModel, Trial
 
 

@@ -77,6 +77,11 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
     in_memory: ClassVar[bool] = False
     """Whether the steps look at single samples or draw, so that X cannot be read in chunks."""
 
+    @property
+    def _least_iterations(self) -> int:
+        """How many iterations are done before the stopping rule is asked."""
+        return 0
+
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **sklearn.mixture.GaussianMixture._parameter_constraints,
         "covariance_type": [StrOptions(set(families.NAMES))],
@@ -265,7 +270,8 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
         while run.n_iter < self.max_iter and not run.converged:
             before = run.lower_bound
             lower_bound, parameters = next(steps)
-            run = run.after(float(lower_bound), parameters, self.tol)
+            tol = self.tol if run.n_iter >= self._least_iterations else 0.0
+            run = run.after(float(lower_bound), parameters, tol)
             self._print_verbose_msg_iter_end(run.n_iter, run.lower_bound - before)
             yield run
 

@@ -12,26 +12,28 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch.optim import Adam
 
 from embench.models import engine
-from embench.models.engine import Parameters
 from embench.models.engine.family import IllDefinedCovariance
-from embench.models.engine.linalg import symmetric
 from embench.models.steps import MixtureByEM, Run
-from embench.models.unrolled.em_map import Mixtures, Samples, products
+from embench.models.unrolled.bridge import mixtures_of, parameters_of, placed
+from embench.models.unrolled.em_map import Mixtures, Samples, e_step, em_map
 from embench.models.unrolled.layer import EMLayer
+
+REST = 1e-10
+"""EM rests where ``n_steps`` steps of it gain less [nat]."""
 
 
 class UnrolledEM(MixtureByEM):
     """A few steps of EM with learned corrections, trained on the data at hand: full only.
 
     Minimises the negative log-likelihood of an `EMLayer`'s mixture by Adam, from the start of
-    `em`, and keeps the best mixture seen. The first one is that of the untrained layer, which is
-    ``n_steps`` steps of EM: it never ends below those. Each iteration is one step of training and
-    costs ``n_steps`` EM steps forward and about twice as much backward.
+    `em`. Before it EM goes from the same start to its end, and the best mixture of both is kept:
+    a fit never ends below EM. Each iteration is one step of training and costs ``n_steps`` EM steps
+    forward and about twice as much backward.
 
     On one dataset such a layer can at best tie EM, which gets to the same optimum at a fraction of
-    the cost; it earns its keep trained over many datasets (`EMLayer`). Leaves out mini-batches and
-    the other covariance families. ``lower_bound_`` is the mean log-likelihood of the best mixture
-    so far, ``lower_bounds_`` that after each iteration.
+    the cost; it earns its keep trained over many datasets (`amortised-em`). Leaves out mini-batches
+    and the other covariance families. ``lower_bound_`` is the mean log-likelihood of the best
+    mixture so far, ``lower_bounds_`` that of the layer's own after each iteration.
 
     Args:
         n_components: Number of components.
@@ -106,8 +108,8 @@ class UnrolledEM(MixtureByEM):
     def _iterated(
         self, samples: engine.Samples, run: Run, random_state: np.random.RandomState
     ) -> Iterator[Run]:
-        """The best mixture so far after each step of training, with its own log-likelihood."""
-        data, start = _placed(samples), _mixtures(samples, run.parameters)
+        """The best mixture so far after each step of training, and the layer's likelihoods."""
+        data, start = placed(samples), mixtures_of(samples, run.parameters)
         layer = EMLayer(
             samples.n_features,
             self.n_components,
@@ -121,10 +123,13 @@ class UnrolledEM(MixtureByEM):
         learned = list(layer.corrections.parameters())
         optimizer = Adam(learned, lr=self.lr)
         n_samples = float(samples.total_weight)
-        found = run.parameters
         for _ in range(self.max_iter):
             try:
                 log_likelihood, _, fitted = layer.unrolled(data, start)
+                if run.n_iter == 0:
+                    em = self._em_at_rest(data, start)
+                    run = run._replace(lower_bound=e_step(data, em)[0].item() / n_samples)
+                    found = parameters_of(samples, em)
             except IllDefinedCovariance:
                 if run.n_iter == 0:  # of EM itself
                     raise
@@ -132,14 +137,14 @@ class UnrolledEM(MixtureByEM):
             optimizer.zero_grad()
             (-log_likelihood.mean()).backward()
             before, mean = run.lower_bound, log_likelihood.item() / n_samples
-            if run.n_iter == 0 or mean > before:
-                found = _parameters(samples, fitted)
+            if mean > before:
+                found = parameters_of(samples, fitted)
             steepness = max(
                 float(part.grad.abs().max()) for part in learned if part.grad is not None
             )
             run = Run(
                 found,
-                mean if run.n_iter == 0 else max(before, mean),
+                max(before, mean),
                 (*run.lower_bounds, mean),
                 run.n_iter + 1,
                 converged=steepness <= self.tol * n_samples,
@@ -150,35 +155,15 @@ class UnrolledEM(MixtureByEM):
                 return
             optimizer.step()
 
-
-def _placed(samples: engine.Samples) -> Samples:
-    """The engine's samples as those of one dataset, in the frame that they are in."""
-    Y = torch.as_tensor(samples.Y)[None]
-    frame = [
-        torch.as_tensor(part).to(Y)[None] for part in (samples.frame.centre, samples.frame.scale)
-    ]
-    ones = Y[:, -1]
-    counted = ones if samples.weights is None else torch.as_tensor(samples.weights)[None]
-    return Samples(products(Y[:, :-1], ones), counted, *frame)
-
-
-def _mixtures(samples: engine.Samples, parameters: Parameters) -> Mixtures:
-    """The engine's mixture, where its samples are."""
-    Y = torch.as_tensor(samples.Y)
-    with np.errstate(divide="ignore"):
-        parts = (
-            np.log(parameters.weights),
-            parameters.means,
-            np.linalg.cholesky(parameters.covariances),
-        )
-    return Mixtures(*(torch.as_tensor(part).to(Y)[None] for part in parts))
-
-
-def _parameters(samples: engine.Samples, mixtures: Mixtures) -> Parameters:
-    """The inverse of `_mixtures`."""
-    weights, means, covariances = (
-        part.detach()[0].to("cpu", torch.float64).numpy()
-        for part in (mixtures.weights, mixtures.means, mixtures.covariances)
-    )
-    covariances = symmetric(covariances)
-    return Parameters(weights, means, covariances, samples.family.precisions_cholesky(covariances))
+    @torch.no_grad()
+    def _em_at_rest(self, data: Samples, mixtures: Mixtures) -> Mixtures:
+        """Where EM ends, after no more steps than all of the training takes."""
+        before = -np.inf
+        for _ in range(self.max_iter):
+            for _ in range(self.n_steps):
+                log_likelihood, mixtures = em_map(data, mixtures, self.reg_covar)
+            mean = log_likelihood.item() / data.n_samples.item()
+            if mean - before < REST:
+                break
+            before = mean
+        return mixtures

@@ -60,6 +60,12 @@ class Samples(NamedTuple):
         """[B]."""
         return self.counted.sum(-1)
 
+    def joined_by(self, X: Tensor) -> Samples:
+        """Other samples [B, N, D] [u], in the same frames."""
+        Y = torch.linalg.solve_triangular(self.scale, (X - self.centre[:, None]).mT, upper=False)
+        counted = torch.ones_like(Y[:, 0])
+        return self._replace(products=products(Y, counted), counted=counted)
+
     def inward(self, mixtures: Mixtures) -> Mixtures:
         """Mixtures of X as mixtures of Y."""
         centred = (mixtures.means - self.centre[:, None])[..., None]
@@ -123,10 +129,15 @@ def e_step(samples: Samples, mixtures: Mixtures) -> tuple[Tensor, Tensor]:
         The total log-likelihood of each dataset, [B], a sum over its samples [nat], and the
         responsibilities [B, K, N], which are 0 where there is no sample.
     """
-    log_joint = _coefficients(samples, mixtures) @ samples.products
-    log_density = log_joint.logsumexp(1)
-    resp = torch.exp(log_joint - log_density[:, None]) * samples.counted[:, None]
+    joint = log_joint(samples, mixtures)
+    log_density = joint.logsumexp(1)
+    resp = torch.exp(joint - log_density[:, None]) * samples.counted[:, None]
     return (log_density * samples.counted).sum(-1), resp
+
+
+def log_joint(samples: Samples, mixtures: Mixtures) -> Tensor:
+    """Log of weight times density of X, [B, K, N] [nat], under mixtures of the frame."""
+    return _coefficients(samples, mixtures) @ samples.products
 
 
 def m_step(samples: Samples, resp: Tensor, previous: Mixtures, reg_covar: float = 1e-6) -> Mixtures:

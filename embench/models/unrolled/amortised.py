@@ -1,0 +1,207 @@
+"""``amortised-em`` and ``recurrent-em``: operators that were trained once, as estimators."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Iterator
+from copy import copy, deepcopy
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from sklearn.utils._param_validation import StrOptions
+
+from embench.models import engine, families
+from embench.models.engine import Parameters
+from embench.models.starts import starting_mixture
+from embench.models.steps import MixtureByEM, Run
+from embench.models.unrolled.bridge import mixtures_of, parameters_of, placed
+from embench.models.unrolled.checkpoint import Checkpoint, digest, shipped
+from embench.models.unrolled.operators import Core, EMOperator
+from embench.types import FloatArray, InputError
+
+
+class LearnedEM(MixtureByEM, ABC):
+    """EM by an operator that was trained before any fit: everything but which one."""
+
+    name: ClassVar[str]
+    """The model's, and that of the weights that come with embench."""
+
+    core: ClassVar[Core]
+    """What is learned: see `EMOperator`."""
+
+    in_memory = True
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **MixtureByEM._parameter_constraints,
+        "covariance_type": [StrOptions({"full"})],
+        "init_params": [
+            StrOptions({"spherical", "kmeans", "k-means++", "random", "random_from_data"})
+        ],
+        "checkpoint": [str, Path, None],
+    }
+
+    def __init__(
+        self,
+        n_components: int = 1,
+        *,
+        checkpoint: str | Path | None = None,
+        max_iter: int = 5,
+        init_params: Literal[
+            "spherical", "kmeans", "k-means++", "random", "random_from_data"
+        ] = "spherical",
+        covariance_type: Literal["full"] = "full",
+        **common: Any,
+    ) -> None:
+        super().__init__(
+            n_components,
+            max_iter=max_iter,
+            init_params=init_params,
+            covariance_type=covariance_type,
+            **common,
+        )
+        self.checkpoint = checkpoint
+
+    @classmethod
+    def version(cls, checkpoint: str | Path | None = None, **_: Any) -> str:
+        """Libraries, and a digest of the weights: retrained is another model."""
+        content = digest(checkpoint or shipped(cls.name))
+        return f"{MixtureByEM.version}, torch {torch.__version__}, weights {content}"
+
+    @classmethod
+    def untrained(cls, random_state: int) -> EMOperator:
+        """What a training begins with."""
+        return EMOperator(cls.core, random_state=random_state)
+
+    @property
+    def training_seconds(self) -> float:
+        """What the training took, once, before any fit [s]."""
+        return float(self._trained().provenance["seconds"])
+
+    def _trained(self) -> Checkpoint:
+        """The weights and where they come from.
+
+        Raises:
+            InputError: They are not there, or those of another model.
+        """
+        path = Path(self.checkpoint or shipped(self.name))
+        found = _loaded(path, digest(path))
+        if found.operator.core != self.core:
+            raise InputError(
+                f"{path}: expected weights of {self.name}, which has a learned {self.core}, got "
+                f"those of a learned {found.operator.core}"
+            )
+        return found
+
+    @property
+    def _least_iterations(self) -> int:
+        return self._trained().operator.n_steps
+
+    def _iterated(
+        self, samples: engine.Samples, run: Run, random_state: np.random.RandomState
+    ) -> Iterator[Run]:
+        """A pass that is whole has done all that it should: it has no rule to stop by."""
+        for step in super()._iterated(samples, run, random_state):
+            is_whole = step.n_iter == self.max_iter == self._least_iterations
+            yield step._replace(converged=step.converged or is_whole)
+
+    def _steps(
+        self, samples: engine.Samples, parameters: Parameters, random_state: np.random.RandomState
+    ) -> Iterator[tuple[float, Parameters]]:
+        data, start = placed(samples), mixtures_of(samples, parameters)
+        operator = deepcopy(self._trained().operator).to(start.means)
+        operator.reg_covar = self.reg_covar
+        steps = operator.steps(data, start)
+        n_samples = float(samples.total_weight)
+        while True:
+            with torch.no_grad():
+                log_likelihood, mixtures = next(steps)
+            yield log_likelihood.item() / n_samples, parameters_of(samples, mixtures)
+
+    def _initialised(
+        self,
+        X: FloatArray,
+        sample_weight: FloatArray | None,
+        random_state: np.random.RandomState,
+    ) -> Parameters:
+        """The start that the training knows, unless another one is asked for."""
+        twin = copy(self)
+        if self.init_params == "spherical":
+            seed = np.random.SeedSequence(random_state.randint(2**31))
+            start = starting_mixture(X, self.n_components, seed, sample_weight)
+            for part, made in families.start_params(start, "full").items():
+                if getattr(self, part) is None:
+                    setattr(twin, part, made)
+            twin.init_params = "random"  # for scikit-learn, which makes nothing of it
+        return super(LearnedEM, twin)._initialised(X, sample_weight, random_state)
+
+
+class AmortisedEM(LearnedEM):
+    """EM learned over many datasets: a pass of five steps with tilted responsibilities; full only.
+
+    In each step a network that knows nothing of n_samples, n_features or n_components tilts the
+    responsibilities of EM and shrinks its covariances (`LearnedEStep`), so that few steps get where
+    EM needs many, and covariances of few samples are less wrong than those of maximum likelihood.
+    It was trained once, on mixtures drawn at random, for the likelihood of samples that the fit has
+    not seen; what that took is in ``training_seconds``. On data unlike these it may be worse
+    than EM: nothing promises a likelihood that rises. Iterations after the learned ones are EM's,
+    which does, and ends at a maximum of the likelihood of the samples at hand.
+
+    Leaves out the other covariance families. ``converged_`` is True after a whole pass, which has
+    no rule to stop by.
+
+    Args:
+        n_components: Number of components.
+        checkpoint: Path of weights that `embench train amortised-em` wrote; those that come with
+            embench by default.
+        max_iter: Steps in all; those beyond the learned ones are EM's.
+        tol: EM's steps end when one gains less [nat].
+        init_params: "spherical" for the start of the training, k-means++ points with the mean
+            variance of X; the others are those of `em`.
+        covariance_type: "full".
+
+    The others are those of `em`.
+
+    Source:
+        Algorithm unrolling (Monga, Li and Eldar, 2021) by an operator that is invariant under
+        affine maps; regularisation as of Friedman (1989).
+
+    Example:
+        >>> X = np.random.default_rng(0).normal([[0.0], [10.0]], size=(2, 200)).reshape(-1, 1)
+        >>> model = AmortisedEM(n_components=2, random_state=0).fit(X)
+        >>> sorted(model.means_[:, 0].round(0).tolist()), model.n_iter_
+        ([0.0, 10.0], 5)
+    """
+
+    name = "amortised-em"
+    core = "e-step"
+
+
+class RecurrentEM(LearnedEM):
+    """RNN-EM on point sets: a GRU, learned over many datasets, for an M-step; full only.
+
+    The E-step is EM's; then a recurrent network that all components and all steps share sees what
+    responsibilities say of each component's residuals and decides how far mean, covariance and
+    weight move (`RecurrentMStep`). Everything else, the parameters too, is as in `amortised-em`.
+
+    Source:
+        Greff, van Steenkiste and Schmidhuber (2017), Neural expectation maximization, section 3.2,
+        where the network is fed images; here any number of samples and features.
+
+    Example:
+        >>> X = np.random.default_rng(0).normal([[0.0], [10.0]], size=(2, 200)).reshape(-1, 1)
+        >>> model = RecurrentEM(n_components=2, random_state=0).fit(X)
+        >>> sorted(model.means_[:, 0].round(0).tolist()), model.n_iter_
+        ([0.0, 10.0], 5)
+    """
+
+    name = "recurrent-em"
+    core = "m-step"
+
+
+@lru_cache(maxsize=8)
+def _loaded(path: Path, content: str) -> Checkpoint:
+    """A file is read once for each content."""
+    return Checkpoint.load(path)

@@ -1,0 +1,354 @@
+"""EM as an operator that was learned once: any number of samples, features and components."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from embench.models.unrolled.em_map import Mixtures, Samples, e_step, framed, log_joint, m_step
+from embench.models.unrolled.layer import Clustering, generator_of, linear_layer
+
+Core = Literal["e-step", "m-step"]
+
+TILT = 4.0
+"""Most by which a view or a component tilts a log-responsibility [nat], where the view is 1."""
+
+SCALE = 2.0
+"""Most by which the logarithm of a step or of a width is changed: a factor of 7."""
+
+FAINT = -20.0
+"""Log-responsibilities below this are all the same to a network [nat]."""
+
+N_VIEWS = 3
+N_FACTS = 10
+"""What is seen of each sample, and what a network sees of each component: see `Evidence`."""
+
+
+class EMOperator(nn.Module):
+    """Steps of EM with a learned part, trained over many datasets instead of on one.
+
+    All that the networks see and say is invariant: they look at each component through means of
+    log-responsibilities, Mahalanobis distances and log-densities, and answer with numbers that
+    tilt responsibilities, scale steps and shrink covariances. Hence one set of weights serves any
+    n_samples, n_features and n_components, and data that are shifted, scaled, sheared or rotated
+    give the mixture that is shifted, scaled, sheared or rotated. Networks begin at zero: an
+    untrained operator is EM, to the last digit.
+
+    - core "e-step": the M-step is EM's, responsibilities are tilted before it
+      (`LearnedEStep`); a network for each step, without memory.
+    - core "m-step": the E-step is EM's; a recurrent network, the same for all steps, makes the
+      next mixture of what responsibilities say of the residuals (`RecurrentMStep`).
+
+    Steps after the learned ones are EM's, which goes on from any mixture uphill. Leaves out other
+    covariance families and learned starts.
+
+    Args:
+        core: See above.
+        n_steps: Learned steps, T >= 1.
+        hidden: Width of the networks.
+        reg_covar: Added to the variances of X by every step [u^2].
+        random_state: Seed, or a generator on the CPU, of the networks.
+
+    Raises:
+        ValueError: A size is not positive, or the core is none of these.
+
+    Source:
+        Monga, Li and Eldar (2021), Algorithm unrolling; Greff, van Steenkiste and Schmidhuber
+        (2017), Neural expectation maximization, for the recurrent core; Zaheer et al. (2017), Deep
+        sets, eq. 4, for equivariant networks.
+
+    Example:
+        >>> operator = EMOperator("e-step", n_steps=5, random_state=0)
+        >>> X = torch.randn(4, 100, 2, generator=torch.Generator().manual_seed(0))
+        >>> start = Mixtures(X.new_zeros(4, 3), X[:, :3], torch.eye(2).expand(4, 3, 2, 2))
+        >>> operator(X, start).responsibilities.shape
+        torch.Size([4, 100, 3])
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        n_steps: int = 5,
+        hidden: int = 32,
+        *,
+        reg_covar: float = 1e-6,
+        random_state: int | torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if core not in get_args(Core):
+            raise ValueError(f"expected core to be one of {get_args(Core)}, got {core!r}")
+        if n_steps < 1 or hidden < 1:
+            raise ValueError(f"expected n_steps >= 1 and hidden >= 1, got {n_steps} and {hidden}")
+        self.core, self.n_steps, self.hidden = core, n_steps, hidden
+        self.reg_covar = reg_covar
+        generator = generator_of(random_state)
+        made: list[LearnedStep] = (
+            [LearnedEStep(hidden, generator) for _ in range(n_steps)]
+            if core == "e-step"
+            else [RecurrentMStep(hidden, generator)]
+        )
+        self.learned = nn.ModuleList(made).to(torch.get_default_dtype())
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What makes an operator of the same shape."""
+        return {"core": self.core, "n_steps": self.n_steps, "hidden": self.hidden}
+
+    def forward(
+        self,
+        X: Tensor,
+        start: Mixtures,
+        mask: Tensor | None = None,
+        n_steps: int | None = None,
+    ) -> Clustering:
+        """Cluster each of B datasets.
+
+        Args:
+            X: Shape [B, n_samples, n_features] [u], in the dtype of the operator.
+            start: Where the first step begins, in units of X.
+            mask: Boolean, [B, n_samples], False where there is no sample: sets of unequal size.
+            n_steps: Of all; the learned ones by default. What goes beyond them is EM.
+
+        Raises:
+            ValueError: The shapes do not agree, or a dataset has no samples.
+        """
+        samples = framed(X, mask, self.reg_covar)
+        mixtures = samples.inward(start)
+        steps = self.steps(samples, mixtures)
+        for _ in range(self.n_steps if n_steps is None else n_steps):
+            _, mixtures = next(steps)
+        log_likelihood, resp = e_step(samples, mixtures)
+        return Clustering(resp.mT, samples.outward(mixtures), log_likelihood)
+
+    def steps(self, samples: Samples, start: Mixtures) -> Iterator[tuple[Tensor, Mixtures]]:
+        """In the frame, for ever: the total log-likelihood [B] before each step, and the mixtures
+        after it. The first ``n_steps`` steps are learned, the others EM's."""
+        mixtures, memory = start, None
+        for t in range(self.n_steps):
+            step = self.learned[min(t, len(self.learned) - 1)]
+            log_likelihood, mixtures, memory = step(samples, mixtures, memory, self.reg_covar)
+            yield log_likelihood, mixtures
+        while True:
+            log_likelihood, resp = e_step(samples, mixtures)
+            mixtures = m_step(samples, resp, mixtures, self.reg_covar)
+            yield log_likelihood, mixtures
+
+
+class Evidence(NamedTuple):
+    """What an E-step says, in numbers that no affine map of the data changes.
+
+    ``log_likelihood`` [B], a sum [nat]; ``log_resp`` and ``resp`` [B, K, N]. Three views of each
+    sample: ``faintness`` [B, K, N], its log-responsibility, cut at `FAINT`; ``nearness`` [B, K, N],
+    1 / (1 + d^2 / D) by the Mahalanobis distance d; ``density`` [B, 1, N], how dense its place is.
+    ``facts`` [B, K, S], of each component: mean and mean square of the views and mean of the
+    responsibilities, weighted by responsibilities, log-weight, log-volume, and the logarithm of its
+    samples per feature.
+    """
+
+    log_likelihood: Tensor
+    log_resp: Tensor
+    resp: Tensor
+    faintness: Tensor
+    nearness: Tensor
+    density: Tensor
+    facts: Tensor
+
+    @classmethod
+    def of(cls, samples: Samples, mixtures: Mixtures) -> Evidence:
+        """Of mixtures of the frame.
+
+        Passes over [B, K, N] are what it costs, and most of that is memory: constant factors are
+        left to what is small, and what can be is done in place.
+        """
+        D = mixtures.means.shape[-1]
+        joint = log_joint(samples, mixtures)
+        log_resp = joint.log_softmax(1)
+        log_density = joint[:, 0] - log_resp[:, 0]
+        resp = log_resp.exp() * samples.counted[:, None]
+        total = (log_density * samples.counted).sum(-1)
+        mean = (total / samples.n_samples)[:, None]
+
+        log_weights = mixtures.logits.log_softmax(-1)
+        log_volume = mixtures.scale_tril.diagonal(0, -2, -1).log().sum(-1)
+        log_scale = samples.scale.diagonal(0, -2, -1).log().sum(-1)[:, None]
+        peak = log_weights - log_volume - log_scale - 0.5 * D * math.log(2 * math.pi)
+        faintness = log_resp.clamp(min=FAINT)
+        nearness = (peak[..., None] - joint).clamp(min=0).mul_(2 / D).add_(1).reciprocal_()
+        density = ((log_density - mean) / (3 * math.sqrt(D))).tanh()[:, None]
+
+        counts = resp.sum(-1)
+        facts = torch.stack(
+            [
+                *_moments(resp, faintness, FAINT),
+                *_moments(resp, nearness, 1.0),
+                (resp @ density.mT)[..., 0],
+                (resp @ density.mT.square())[..., 0],
+                _dot(resp, resp),
+            ],
+            dim=-1,
+        )
+        own = [log_weights.clamp(min=-8), log_volume / D, torch.log((counts + 1) / (D + 1))]
+        facts = torch.cat([facts / (counts + 1e-3)[..., None], torch.stack(own, dim=-1)], dim=-1)
+        return cls(total, log_resp, resp, faintness, nearness, density, facts)
+
+
+class Memory(NamedTuple):
+    """What a recurrent step hands to the next: the network's state [B, K, hidden], and how the
+    means have moved, [B, K, D]."""
+
+    state: Tensor
+    velocity: Tensor
+
+
+class LearnedStep(nn.Module, ABC):
+    """A step of EM with a learned part."""
+
+    @abstractmethod
+    def forward(
+        self, samples: Samples, before: Mixtures, memory: Memory | None, reg_covar: float
+    ) -> tuple[Tensor, Mixtures, Memory | None]:
+        """The total log-likelihood [B] before the step, the mixtures after it, and what the next
+        step is to remember; None at the first, and always where nothing is remembered."""
+
+
+class LearnedEStep(LearnedStep):
+    """An E-step that tilts responsibilities, before EM's M-step.
+
+    log r_nk + v_nk . a_k + b_k, normalised over k, takes the place of log r_nk, where v are the
+    views of `Evidence`; the M-step's covariances are shrunk by s_k (`shrunk`). a, b and s are what a network says
+    of each component, from the facts of it and the mean over all.
+    """
+
+    def __init__(self, hidden: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.enter = linear_layer(2 * N_FACTS, hidden, generator)
+        self.mix = linear_layer(2 * hidden, hidden, generator)
+        self.leave = linear_layer(hidden, N_VIEWS + 2, None)
+
+    def forward(
+        self, samples: Samples, before: Mixtures, memory: Memory | None, reg_covar: float
+    ) -> tuple[Tensor, Mixtures, Memory | None]:
+        """See `LearnedStep`."""
+        evidence = Evidence.of(samples, before)
+        own = nn.functional.silu(self.enter(_with_mean(evidence.facts)))
+        own = nn.functional.silu(self.mix(_with_mean(own)))
+        tilt, bias, shrinkage = self.leave(own).split([N_VIEWS, 1, 1], dim=-1)
+        faintness, nearness, density = _bounded(tilt, TILT).split(1, dim=-1)
+        tilted = torch.addcmul(evidence.log_resp, faintness / -FAINT, evidence.faintness)
+        tilted = torch.addcmul(tilted, nearness, evidence.nearness)
+        tilted = torch.addcmul(tilted + _bounded(bias, TILT), density, evidence.density)
+        resp = tilted.softmax(1)
+        after = m_step(samples, resp * samples.counted[:, None], before, reg_covar)
+        return evidence.log_likelihood, shrunk(after, shrinkage[..., 0]), None
+
+
+class RecurrentMStep(LearnedStep):
+    """An M-step by a recurrent network, after EM's E-step.
+
+    What responsibilities say of the residuals of each component goes into a GRU that all components
+    and all steps share: the facts, and what EM would do: how far the mean would move and how the
+    covariance would change, in deviations of the component. Its state decides how much of that
+    is done: m_k + g_k (EM's step) + h_k (the last step), the covariance scaled by a factor and
+    shrunk (`shrunk`), the weight scaled by a factor.
+    """
+
+    def __init__(self, hidden: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.cell = _gru(2 * (N_FACTS + 3), hidden, generator)
+        self.leave = linear_layer(hidden, 5, None)
+
+    def forward(
+        self, samples: Samples, before: Mixtures, memory: Memory | None, reg_covar: float
+    ) -> tuple[Tensor, Mixtures, Memory | None]:
+        """See `LearnedStep`."""
+        evidence = Evidence.of(samples, before)
+        em = m_step(samples, evidence.resp, before, reg_covar)
+        if memory is None:
+            zeros = torch.zeros_like(before.means)
+            memory = Memory(zeros[..., :1].expand(-1, -1, self.cell.hidden_size), zeros)
+        seen = _with_mean(torch.cat([evidence.facts, _change(before, em)], dim=-1))
+        state = self.cell(seen.flatten(0, 1), memory.state.flatten(0, 1)).unflatten(
+            0, seen.shape[:2]
+        )
+        moves = _bounded(self.leave(state), SCALE)
+        gain, momentum, weight, width, shrinkage = moves.split(1, dim=-1)
+        velocity = gain.exp() * (em.means - before.means) + momentum * memory.velocity
+        after = Mixtures(
+            em.logits + weight[..., 0],
+            before.means + velocity,
+            em.scale_tril * width.exp()[..., None],
+        )
+        return (
+            evidence.log_likelihood,
+            shrunk(after, shrinkage[..., 0]),
+            Memory(state, velocity),
+        )
+
+
+def shrunk(mixtures: Mixtures, shrinkage: Tensor) -> Mixtures:
+    """Covariances on their way to their weighted mean: C_k (1 - s_k) + s_k sum_j w_j C_j, with
+    s_k = tanh(max(0, shrinkage_k)); [B, K].
+
+    Source:
+        Friedman (1989), Regularized discriminant analysis, eq. 16 and 18.
+    """
+    share = shrinkage.clamp(min=0).tanh()[..., None, None]
+    covariances = mixtures.covariances
+    pooled = (mixtures.weights[..., None, None] * covariances).sum(1, keepdim=True)
+    factors, info = torch.linalg.cholesky_ex(covariances + share * (pooled - covariances))
+    # What is barely definite stays as the M-step has made it.
+    failed = (info != 0)[..., None, None]
+    return mixtures._replace(scale_tril=mixtures.scale_tril.where(failed, factors))
+
+
+def _change(before: Mixtures, after: Mixtures) -> Tensor:
+    """How a step would move each component, [B, K, 3], in its own deviations: the mean, and size
+    and volume of the covariance."""
+    D = before.means.shape[-1]
+    step = (after.means - before.means)[..., None]
+    moved = torch.linalg.solve_triangular(before.scale_tril, step, upper=False)[..., 0]
+    grown = torch.linalg.solve_triangular(before.scale_tril, after.scale_tril, upper=False)
+    return torch.stack(
+        [
+            torch.log1p(moved.square().sum(-1) / D),
+            torch.log1p(grown.square().sum((-2, -1)) / D),
+            _bounded(grown.diagonal(0, -2, -1).log().sum(-1) / D, 5.0),
+        ],
+        dim=-1,
+    )
+
+
+def _moments(resp: Tensor, view: Tensor, unit: float) -> tuple[Tensor, Tensor]:
+    """Sums of a view and of its squares, in units of it, weighted by responsibilities: [B, K]."""
+    weighted = resp * view
+    return weighted.sum(-1) / unit, _dot(weighted, view) / unit**2
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """Products summed over the samples, [B, K] of [B, K, N]."""
+    return (left[..., None, :] @ right[..., None])[..., 0, 0]
+
+
+def _with_mean(numbers: Tensor) -> Tensor:
+    """[B, K, 2 S] of [B, K, S]: a component's own, and the mean over all components."""
+    return torch.cat([numbers, numbers.mean(1, keepdim=True).expand_as(numbers)], dim=-1)
+
+
+def _bounded(numbers: Tensor, most: float) -> Tensor:
+    """The same near 0, and never more than ``most``."""
+    return most * torch.tanh(numbers / most)
+
+
+def _gru(n_in: int, hidden: int, generator: torch.Generator) -> nn.GRUCell:
+    """A GRU cell of float64, as torch would draw it but by a generator."""
+    cell: nn.GRUCell = nn.utils.skip_init(nn.GRUCell, n_in, hidden, dtype=torch.float64)
+    bound = 1 / math.sqrt(hidden)
+    with torch.no_grad():
+        for part in cell.parameters():
+            part.uniform_(-bound, bound, generator=generator)
+    return cell

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 SCHEMA = 1
 """Number of the record format; raised when a reader of old records would misread new ones."""
@@ -147,6 +148,12 @@ class Dataset:
     predicted from X; with them the task is the density p(Y|X), for conditional models.
     ``true_log_likelihood`` is the mean log-density [nat] of what is held out, given X if there are
     targets, under the law that it was drawn from, where that law is no ``truth`` as a mixture.
+
+    With an ``image_shape`` (height, width) the task is to group pixels: X is images (n_images,
+    n_pixels), rows of pixels joined, or sequences of them (n_sequences, n_steps, n_pixels), and
+    ``y_test``, of the same shape, has a group for every pixel: -1 for those of the ground and those
+    under several objects. The latter are in the mask ``overlap_test``, and in ``y_top_test`` they
+    belong to the object drawn last; either is None where nobody knows.
     """
 
     X_train: FloatArray
@@ -159,6 +166,9 @@ class Dataset:
     Y_train: FloatArray | None = None
     Y_test: FloatArray | None = None
     true_log_likelihood: float | None = None
+    image_shape: tuple[int, int] | None = None
+    overlap_test: BoolArray | None = None
+    y_top_test: IntArray | None = None
 
     @property
     def train(self) -> tuple[FloatArray, ...]:

@@ -426,9 +426,7 @@ def train(
 
     folder = out.expanduser() if out else default_folder(f"train-{model}")
     chosen = customised(load_suite(suite), threads=threads)
-    stream = trained(
-        model, chosen, folder, n_updates=updates, batch_size=batch_size, seed=seed
-    )
+    stream = trained(model, chosen, folder, n_updates=updates, batch_size=batch_size, seed=seed)
     try:
         for progress in stream:
             click.echo(str(progress))

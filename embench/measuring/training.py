@@ -17,9 +17,10 @@ from embench.measuring.environment import describe
 from embench.measuring.meter import metered
 from embench.measuring.plan import Suite
 from embench.measuring.trial import limited_threads
+from embench.models.checkpoint import read, write
 from embench.models.starts import starting_mixture
 from embench.models.unrolled.amortised import LearnedEM
-from embench.models.unrolled.checkpoint import Checkpoint, read, write
+from embench.models.unrolled.checkpoint import Checkpoint
 from embench.models.unrolled.em_map import Mixtures
 from embench.models.unrolled.operators import EMOperator
 from embench.models.unrolled.training import Task, Trainer, nlls

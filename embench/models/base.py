@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -32,6 +33,21 @@ def resolved_device(device: str) -> str:
     if device == "auto":
         return "cpu"
     raise ValueError("device='cuda': torch finds no CUDA device; use 'cpu' or 'auto'")
+
+
+def complete_signature(cls: type) -> None:
+    """Make a constructor's signature whole, where it names only what a subclass adds.
+
+    Those of its parent stand in the place of ``**common``, where scikit-learn finds them.
+    """
+    own = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+    named = {one.name: one for one in own if one.kind != one.VAR_KEYWORD}
+    if "__init__" not in vars(cls) or len(named) == len(own):
+        return
+    parent = cls.__mro__[1]
+    inherited = inspect.signature(parent.__init__).parameters  # type: ignore[misc]
+    whole = inspect.Signature([*({**named, **inherited, **named}).values()])
+    cls.__init__.__signature__ = whole  # type: ignore[misc]
 
 
 class MixtureEstimator(DensityMixin, BaseEstimator, ABC):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -21,7 +20,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from embench.models import engine, families, sources, streams
-from embench.models.base import resolved_device
+from embench.models.base import complete_signature, resolved_device
 from embench.models.engine import Family, Frame, Parameters, Samples
 from embench.types import FloatArray, IntArray, Mixture
 
@@ -422,16 +421,8 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
         return "float32" if X.dtype == self.means_.dtype == np.float32 else "float64"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Make the constructor's signature whole: a variant's own names only what it adds."""
         super().__init_subclass__(**kwargs)
-        own = inspect.signature(cls.__init__).parameters.values()
-        named = {one.name: one for one in own if one.kind != one.VAR_KEYWORD}
-        if "__init__" not in vars(cls) or len(named) == len(own):
-            return
-        parent = cls.__mro__[1]
-        inherited = inspect.signature(parent.__init__).parameters  # type: ignore[misc]
-        whole = inspect.Signature([*({**named, **inherited, **named}).values()])
-        cls.__init__.__signature__ = whole  # type: ignore[attr-defined]
+        complete_signature(cls)
 
 
 class MixtureByEM(DensityByEM):

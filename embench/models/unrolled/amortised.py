@@ -14,11 +14,12 @@ import torch
 from sklearn.utils._param_validation import StrOptions
 
 from embench.models import engine, families
+from embench.models.checkpoint import digest
 from embench.models.engine import Parameters
 from embench.models.starts import starting_mixture
 from embench.models.steps import MixtureByEM, Run
 from embench.models.unrolled.bridge import mixtures_of, parameters_of, placed
-from embench.models.unrolled.checkpoint import Checkpoint, digest, shipped
+from embench.models.unrolled.checkpoint import Checkpoint, shipped
 from embench.models.unrolled.operators import Core, EMOperator
 from embench.types import FloatArray, InputError
 

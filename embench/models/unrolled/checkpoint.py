@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from embench.models.checkpoint import read, write
 from embench.models.unrolled.operators import EMOperator
 from embench.types import InputError
 
@@ -73,36 +69,3 @@ def pretrained(model: str) -> EMOperator:
 def shipped(model: str) -> Path:
     """The file of the weights that come with embench."""
     return SHIPPED / f"{model}.pt"
-
-
-def digest(path: str | Path) -> str:
-    """Of a file's content, eight digits.
-
-    Raises:
-        InputError: There is no such file.
-    """
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
-    except OSError as error:
-        raise InputError(f"{path}: expected weights: {error.strerror}") from error
-
-
-def write(content: Mapping[str, Any], path: Path) -> None:
-    """Save tensors and plain values beside the place, and move them there when they are whole."""
-    beside = path.with_name(path.name + ".part")
-    torch.save(dict(content), beside)
-    os.replace(beside, path)
-
-
-def read(path: str | Path) -> Any:
-    """Load tensors and plain values; a file that holds anything else is not run.
-
-    Raises:
-        InputError: There is no such file, or it is something else.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path}: expected weights: {error.strerror}") from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
-        raise InputError(f"{path}: expected weights written by `embench train`") from error

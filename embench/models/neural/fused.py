@@ -1,0 +1,148 @@
+"""Loss and gradient of RNN-EM on binary stills, by hand: most of the time goes to matrix products.
+
+Where the prior is 0 and the KL term has weight 1, the loss of a step is softplus(l) - gamma * x * l
+for a logit l: no logarithm of psi, nothing to clip. Three things are faster than by autograd: every
+product has its place in memory; the E-step and its gradient are few passes over data that are still
+in the cache; and the gradient of a weight is one product over all steps, not one for each.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from embench.models.neural.networks import RecurrentMStep, SigmoidCell
+from embench.models.neural.pixels import SMALLEST
+from embench.models.neural.recipes import Recipe
+
+
+def is_fusible(recipe: Recipe) -> bool:
+    """Whether it is what `FusedSteps` computes, for images that do not move."""
+    asked = (recipe.pixels, recipe.cell, recipe.encoder, recipe.decoder)
+    plain = asked == ("bernoulli", "rnn", "none", "none")
+    return plain and (recipe.kl_weight, recipe.prior) == (1.0, 0.0)
+
+
+class FusedSteps:
+    """Loss and gradient for batches of one size; all memory is taken once.
+
+    Args:
+        network: Of the sigmoid cell, with neither encoder nor decoder.
+        recipe: One that `is_fusible`.
+        n_images: Of a batch.
+
+    Notes:
+        Memory: 5 n_steps n_components n_images n_pixels numbers.
+        6 n_steps n_components (2 n_pixels hidden + hidden^2) floating-point operations an image in
+        matrix products; `python benchmarks/neural.py` says which share of the time they take.
+    """
+
+    def __init__(self, network: RecurrentMStep, recipe: Recipe, n_images: int) -> None:
+        cell, output = network.cell, network.output
+        if not (isinstance(cell, SigmoidCell) and isinstance(output, nn.Linear)):
+            raise TypeError("expected a network with a sigmoid cell and a linear output")
+        self.cell, self.output, self.weights = cell, output, recipe.step_weights
+        self.through_gamma = recipe.gamma_gradient
+        weight = output.weight
+        T, K, B = recipe.n_steps, recipe.n_components, n_images
+        D, H = weight.shape
+        self.shape = T, K, B, D, H
+        self.errors, self.logits, self.psi = (weight.new_empty(T, K, B, D) for _ in range(3))
+        self.gamma, self.d_logits = (weight.new_empty(T, K, B, D) for _ in range(2))
+        self.slope = weight.new_empty(T, B, D)
+        self.hidden, self.d_inputs = (weight.new_empty(T, K * B, H) for _ in range(2))
+        self.d_hidden = weight.new_empty(K * B, H)
+        self.d_errors, self.d_gamma = (weight.new_empty(K, B, D) for _ in range(2))
+        self.total = weight.new_empty(B, D)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, noisy: Tensor, gamma: Tensor) -> float:
+        """The loss [nat], a mean over images; leaves its gradient in the network's parameters.
+
+        Args:
+            images: Of 0 and 1, [B, D].
+            noisy: What the steps see of them, [n_steps, B, D].
+            gamma: First responsibilities, [K, B, D].
+        """
+        loss = self._forward(images, noisy, gamma)
+        self._backward(images, noisy)
+        return loss
+
+    def _forward(self, images: Tensor, noisy: Tensor, gamma: Tensor) -> float:
+        """The loss; ``logits`` become images * logits on the way, which is all that is needed."""
+        T, K, B, D, _ = self.shape
+        cell, output = self.cell, self.output
+        W_in, W_hidden, W_out = cell.input.weight.T, cell.recurrent.weight.T, output.weight.T
+        sign, absent = 2 * images - 1, 1 - images + SMALLEST
+        loss = 0.0
+        for t in range(T):
+            errors, hidden, logits = self.errors[t], self.hidden[t], self.logits[t]
+            if t == 0:
+                torch.mul(noisy[0], gamma, out=errors)
+            else:
+                torch.sub(noisy[t], self.psi[t - 1], out=errors).mul_(self.gamma[t - 1])
+            torch.addmm(cell.input.bias, errors.view(K * B, D), W_in, out=hidden)
+            if t > 0:
+                hidden.addmm_(self.hidden[t - 1], W_hidden)
+            hidden.sigmoid_()
+            torch.addmm(output.bias, hidden, W_out, out=logits.view(K * B, D))
+            psi = torch.sigmoid(logits, out=self.psi[t])
+            probabilities = torch.addcmul(absent, sign, psi, out=self.gamma[t])
+            torch.sum(probabilities, 0, out=self.total).reciprocal_()
+            probabilities.mul_(self.total)  # now gamma
+            torch.mul(sign, self.total, out=self.slope[t])
+            if self.weights[t]:
+                everywhere = softplus(logits).sum()
+                logits.mul_(images)
+                own = torch.dot(logits.view(-1), self.gamma[t].view(-1))
+                loss += self.weights[t] * float(everywhere - own)
+        return loss / B
+
+    def _backward(self, images: Tensor, noisy: Tensor) -> None:
+        """Back through the steps, then one product for each weight."""
+        T, K, B, D, H = self.shape
+        cell, output = self.cell, self.output
+        W_in, W_hidden, W_out = cell.input.weight, cell.recurrent.weight, output.weight
+        sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
+        for t in reversed(range(T)):
+            psi, gamma, d_logits = self.psi[t], self.gamma[t], self.d_logits[t]
+            weight, is_last = self.weights[t] / B, t == T - 1
+            if not is_last:
+                d_errors = self.d_errors
+                torch.mm(self.d_inputs[t + 1], W_in, out=d_errors.view(K * B, D))
+            sigmoid_backward(self._d_psi(noisy, t), psi, grad_input=d_logits)
+            if weight:
+                d_logits.add_(psi, alpha=weight).addcmul_(gamma, images, value=-weight)
+            torch.mm(d_logits.view(K * B, D), W_out, out=self.d_hidden)
+            if not is_last:
+                self.d_hidden.addmm_(self.d_inputs[t + 1], W_hidden)
+            sigmoid_backward(self.d_hidden, self.hidden[t], grad_input=self.d_inputs[t])
+        n = T * K * B
+        d_inputs, d_logits = self.d_inputs.view(n, H), self.d_logits.view(n, D)
+        before, after = self.hidden[:-1].reshape(-1, H), self.d_inputs[1:].reshape(-1, H)
+        cell.input.weight.grad = d_inputs.T @ self.errors.view(n, D)
+        cell.input.bias.grad = d_inputs.sum(0)
+        cell.recurrent.weight.grad = after.T @ before
+        output.weight.grad = d_logits.T @ self.hidden.view(n, H)
+        output.bias.grad = d_logits.sum(0)
+
+    def _d_psi(self, noisy: Tensor, t: int) -> Tensor:
+        """Gradient in psi by what comes of it: gamma, and the errors of the next step, if any.
+
+        Of gamma = p / sum(p) it is (d_gamma - sum(gamma * d_gamma)) / sum(p) in p = psi or 1 - psi.
+        """
+        psi, gamma, d_errors, d_gamma = self.psi[t], self.gamma[t], self.d_errors, self.d_gamma
+        weight, is_last = self.weights[t] / self.shape[2], t == len(self.psi) - 1
+        if not self.through_gamma:
+            return d_gamma.zero_() if is_last else torch.mul(gamma, d_errors, out=d_gamma).neg_()
+        if is_last:
+            torch.mul(self.logits[t], -weight, out=d_gamma)
+        else:
+            torch.sub(noisy[t + 1], psi, out=d_gamma).mul_(d_errors)
+            if weight:
+                d_gamma.sub_(self.logits[t], alpha=weight)
+        shared = torch.mul(d_gamma, gamma, out=self.d_logits[t])
+        torch.sum(shared, 0, out=self.total)
+        d_gamma.sub_(self.total).mul_(self.slope[t])
+        return d_gamma if is_last else d_gamma.addcmul_(gamma, d_errors, value=-1)

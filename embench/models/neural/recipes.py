@@ -1,0 +1,122 @@
+"""What a training of neural EM depends on, and the sets of it that are known to work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Pixels = Literal["bernoulli", "gaussian"]
+Cell = Literal["rnn", "gru", "lstm"]
+Coder = Literal["none", "dense", "conv"]
+NoiseType = Literal["bitflip", "masked_uniform", "none"]
+LossSteps = Literal["all", "last"] | Sequence[float]
+Schedule = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything about a model and its training but the images and the seed.
+
+    The fields are the parameters of `RNNEM`, described there.
+    """
+
+    n_components: int
+    hidden: int
+    n_steps: int
+    n_test_steps: int
+    noise: float
+    lr: float
+    max_updates: int
+    batch_size: int = 64
+    n_init: int = 1
+    pixels: Pixels = "bernoulli"
+    cell: Cell = "rnn"
+    encoder: Coder = "none"
+    decoder: Coder = "none"
+    noise_type: NoiseType = "bitflip"
+    kl_weight: float = 1.0
+    prior: float = 0.0
+    loss_steps: LossSteps = "all"
+    gamma_gradient: bool = True
+    schedule: Schedule = "constant"
+    averaging: float = 0.0
+    max_gradient: float | None = None
+
+    @property
+    def step_weights(self) -> list[float]:
+        """What each step counts for in the loss; they sum to 1.
+
+        Raises:
+            ValueError: There are not ``n_steps`` weights, or one is negative, or all are 0.
+
+        Example:
+            >>> replace(PRESETS["quick"], n_steps=4).step_weights
+            [0.25, 0.25, 0.25, 0.25]
+        """
+        if self.loss_steps == "last":
+            return [0.0] * (self.n_steps - 1) + [1.0]
+        if self.loss_steps == "all":
+            return [1 / self.n_steps] * self.n_steps
+        weights = [float(weight) for weight in self.loss_steps]
+        if len(weights) != self.n_steps or min(weights) < 0 or not sum(weights) > 0:
+            raise ValueError(
+                f"expected loss_steps to be 'all', 'last' or n_steps={self.n_steps} weights >= 0, "
+                f"not all 0, got {self.loss_steps!r}"
+            )
+        return [weight / sum(weights) for weight in weights]
+
+
+QUICK = Recipe(
+    n_components=2,
+    hidden=100,
+    n_steps=5,
+    n_test_steps=10,
+    noise=0.02,
+    lr=5e-3,
+    schedule="cosine",
+    averaging=0.999,
+    max_updates=2500,
+)
+
+PUBLISHED = Recipe(
+    n_components=4,
+    hidden=250,
+    n_steps=15,
+    n_test_steps=15,
+    noise=0.1,
+    loss_steps="last",
+    lr=1e-3,
+    max_updates=500 * 50_000 // 64,
+)
+
+PRESETS: Mapping[str, Recipe] = {
+    "quick": QUICK,
+    "standard": replace(QUICK, n_components=3, hidden=128, n_steps=6, lr=3e-3, max_updates=5000),
+    "gaussian": replace(
+        QUICK,
+        pixels="gaussian",
+        hidden=40,
+        kl_weight=0.2,
+        noise_type="masked_uniform",
+        lr=2e-3,
+        max_gradient=1.0,
+    ),
+    "published": PUBLISHED,
+    "published-flying": replace(
+        PUBLISHED,
+        n_components=3,
+        hidden=100,
+        n_steps=20,
+        n_test_steps=20,
+        noise=0.2,
+        encoder="conv",
+        decoder="conv",
+        loss_steps="all",
+        gamma_gradient=False,
+    ),
+}
+"""Recipes by name: for two small shapes, three large ones and two in shades of grey on one CPU
+core; and those of
+Greff, van Steenkiste and Schmidhuber (2017) for static and for flying shapes, but that they end
+after their largest number of updates: validation loss picks worse groups (see `RNNEM`)."""

@@ -1,0 +1,166 @@
+"""Training of neural EM: updates by Adam on batches of images, to be stopped and resumed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from embench.models.neural.fused import FusedSteps, is_fusible
+from embench.models.neural.networks import MStep, RecurrentMStep
+from embench.models.neural.noise import corrupted
+from embench.models.neural.recipes import Recipe
+from embench.models.neural.unroll import Film, first_responsibilities, frames, loss, still
+from embench.types import FloatArray, IntArray
+
+WARM_UP = 0.02
+"""Share of the training in which a learning rate that falls rises first."""
+
+SMALLEST_RATE = 1e-3
+"""What the rising rate begins above 0 with, in terms of progress."""
+
+EARLY_AVERAGE = 10
+"""While few updates are done, averages reach back over a tenth of them."""
+
+Gradient = Callable[[Film, Tensor], float]
+"""Leaves the gradient of the loss in the parameters and returns the loss."""
+
+
+class Trainer:
+    """Minimises the loss of a recipe on images, update by update.
+
+    Every update draws from a generator of its own, seeded by its number: what comes of a training
+    does not depend on when it was interrupted.
+
+    Args:
+        network: What to train, in place.
+        recipe: How.
+        X: Images (n_images, n_pixels) or sequences (n_sequences, n_frames, n_pixels).
+        seed: Of order, noise and first responsibilities.
+        cpu_seconds: Ends the training if it comes first, and then the learning rate depends on it.
+
+    Attributes: ``done``, the updates so far; ``averaged``, a network whose weights are running
+    averages, or the network itself if the recipe has none.
+    """
+
+    def __init__(
+        self,
+        network: MStep,
+        recipe: Recipe,
+        X: FloatArray,
+        seed: int,
+        cpu_seconds: float | None = None,
+    ) -> None:
+        self.network, self.recipe = network, recipe
+        self.averaged = deepcopy(network).requires_grad_(False) if recipe.averaging else network
+        self.done, self.cpu_seconds = 0, cpu_seconds
+        self._X, self._seed, self._spent = X, seed, 0.0
+        self._last_order: tuple[int, IntArray] = -1, np.arange(0)
+        self._parameters: list[Tensor] = list(network.parameters())
+        self._averages: list[Tensor] = list(self.averaged.parameters())
+        self._dtype = self._parameters[0].dtype
+        self._optimizer = torch.optim.Adam(self._parameters, lr=recipe.lr, fused=True)
+        self._gradient = self._by_hand() or self._by_autograd
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is used up; the training ends at 1."""
+        seconds = self._spent / self.cpu_seconds if self.cpu_seconds else 0.0
+        return min(1.0, max(seconds, self.done / self.recipe.max_updates))
+
+    def update(self) -> float:
+        """Learn from one batch and return its loss, a mean over images [nat]."""
+        start = time.process_time()
+        film, gamma = self._batch()
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate()
+        value = self._gradient(film, gamma)
+        if self.recipe.max_gradient:
+            nn.utils.clip_grad_norm_(self._parameters, self.recipe.max_gradient)
+        self._optimizer.step()
+        self.done += 1
+        if self.averaged is not self.network:
+            self._average()
+        self._spent += time.process_time() - start
+        return value
+
+    def state(self) -> dict[str, Any]:
+        """All that the next update depends on."""
+        return {
+            "done": self.done,
+            "spent": self._spent,
+            "network": self.network.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`, as if there had been no break."""
+        self.done, self._spent = state["done"], state["spent"]
+        self.network.load_state_dict(state["network"])
+        self.averaged.load_state_dict(state["averaged"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    def _batch(self) -> tuple[Film, Tensor]:
+        """What update number ``done`` sees, and its first responsibilities."""
+        recipe, generator = self.recipe, self._generator(0, self.done)
+        images = torch.as_tensor(self._X[self._rows()], dtype=self._dtype)
+        if images.ndim == 2:
+            seen = clean = still(images, recipe.n_steps)
+        else:
+            seen, clean = frames(images)
+        noisy = corrupted(seen, recipe.noise_type, recipe.noise, generator)
+        first = first_responsibilities(recipe.n_components, clean[0], generator)
+        return Film(noisy, clean), first
+
+    def _rows(self) -> IntArray:
+        """Images of update number ``done``: of passes in random order, one after the other."""
+        places = self.done * self.recipe.batch_size + np.arange(self.recipe.batch_size)
+        passes, within = np.divmod(places, len(self._X))
+        return np.concatenate([self._order(i)[within[passes == i]] for i in np.unique(passes)])
+
+    def _order(self, i: int) -> IntArray:
+        """Of pass number i over the images; the last one asked for is remembered."""
+        if self._last_order[0] != i:
+            rng = np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(1, i)))
+            self._last_order = i, rng.permutation(len(self._X))
+        return self._last_order[1]
+
+    def _generator(self, *key: int) -> torch.Generator:
+        """One for this purpose alone."""
+        [seed] = np.random.SeedSequence(self._seed, spawn_key=key).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(seed) >> 1)
+
+    def _rate(self) -> float:
+        """The learning rate."""
+        if self.recipe.schedule == "constant":
+            return self.recipe.lr
+        rising = min(1.0, (self.progress + SMALLEST_RATE) / WARM_UP)
+        return self.recipe.lr * rising * 0.5 * (1 + math.cos(math.pi * self.progress))
+
+    def _by_hand(self) -> Gradient | None:
+        """Loss and gradient without autograd, where there are such."""
+        if self._X.ndim == 3 or not is_fusible(self.recipe):
+            return None
+        if not isinstance(self.network, RecurrentMStep):
+            return None
+        steps = FusedSteps(self.network, self.recipe, self.recipe.batch_size)
+        return lambda film, gamma: steps(film.clean[0], film.noisy, gamma)
+
+    def _by_autograd(self, film: Film, gamma: Tensor) -> float:
+        self._optimizer.zero_grad()
+        value = loss(self.network, self.recipe, film, gamma)
+        value.backward()
+        return value.item()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Let the averages follow, faster while few updates are done."""
+        share = max(1 - self.recipe.averaging, EARLY_AVERAGE / (EARLY_AVERAGE + self.done))
+        torch._foreach_lerp_(self._averages, self._parameters, share)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from embench.comparing.tables import Comparison
     from embench.measuring.demo import Moment
+    from embench.measuring.training import Progress
 
 INTERRUPTED = 130
 
@@ -388,15 +389,13 @@ def demo(
 
 @main.command()
 @click.argument("model")
+@click.option("--preset", metavar="NAME", help="The model's parameter of this name, if it has one.")
 @click.option(
-    "--suite",
-    default="training",
-    show_default=True,
-    help="Its datasets are learned from; a name, or the path of a TOML file.",
+    "--suite", help="Its datasets are learned from; a name, or a TOML file.  [the model's own]"
 )
-@click.option("--updates", type=AT_LEAST_ONE, default=3000, show_default=True)
+@click.option("--updates", type=AT_LEAST_ONE, help="In all.  [the model's own number]")
 @click.option(
-    "--batch-size", type=AT_LEAST_ONE, default=32, show_default=True, help="Datasets of an update."
+    "--batch-size", type=AT_LEAST_ONE, help="Datasets, or images, of an update.  [the model's own]"
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--threads", type=AT_LEAST_ONE, help="For every numerical library.  [the suite's]")
@@ -407,14 +406,15 @@ def demo(
 )
 def train(
     model: str,
-    suite: str,
-    updates: int,
-    batch_size: int,
+    preset: str | None,
+    suite: str | None,
+    updates: int | None,
+    batch_size: int | None,
     seed: int,
     threads: int | None,
     out: Path | None,
 ) -> None:
-    """Train MODEL (amortised-em, recurrent-em) on datasets drawn from a suite, once.
+    """Train MODEL, such as amortised-em or rnn-em:hidden=64, before any fit, once.
 
     Ctrl-C loses seconds of work; the same command again goes on where it stopped, and ends at the
     same weights.
@@ -422,20 +422,24 @@ def train(
     from embench.measuring.plan import customised, load_suite
     from embench.measuring.run import default_folder
     from embench.measuring.training import train as trained
-    from embench.measuring.training import weights_file
+    from embench.measuring.training import trainable, weights_file
 
-    folder = out.expanduser() if out else default_folder(f"train-{model}")
-    chosen = customised(load_suite(suite), threads=threads)
-    stream = trained(model, chosen, folder, n_updates=updates, batch_size=batch_size, seed=seed)
+    spec = _one_model(model, {"preset": preset} if preset else {})
+    folder = out.expanduser() if out else default_folder(f"train-{spec.name}")
+    chosen = customised(load_suite(suite or trainable(spec).training_suite), threads=threads)
+    stream = trained(spec, chosen, folder, n_updates=updates, batch_size=batch_size, seed=seed)
+    curve = []
     try:
         for progress in stream:
             click.echo(str(progress))
+            curve.append(progress)
     except KeyboardInterrupt:
         click.echo(f"interrupted; the same command goes on with what is in {folder}")
         sys.exit(INTERRUPTED)
-    weights = shlex.quote(str(weights_file(folder, model)))
+    weights = shlex.quote(str(weights_file(folder, spec.name)))
     click.echo(f"weights: {weights}")
-    click.echo(f"next: embench run --model em,{model}:checkpoint={weights}")
+    click.echo(f"picture: {_picture_of(curve, folder / 'progress.png')}")
+    click.echo(f"next: embench run --model {spec.name}:checkpoint={weights}")
 
 
 @main.command()
@@ -460,6 +464,26 @@ def suites() -> None:
     from embench.measuring.plan import suites
 
     _list(suites())
+
+
+def _one_model(text: str, params: Mapping[str, Any]) -> Spec:
+    """A model as the command line writes it, with further parameters."""
+    found = Spec.parse(text)
+    if len(found) != 1:
+        raise InputError(f"expected one model, got {text!r}")
+    return Spec(found[0].name, {**found[0].params, **params})
+
+
+def _picture_of(curve: Sequence[Progress], path: Path) -> Path:
+    """What a training was found to be worth against its updates, written to a file."""
+    from embench.reporting.neural import progress
+
+    findings = {
+        name: [(moment.update, moment.findings[name]) for moment in curve]
+        for name in curve[-1].findings
+    }
+    progress(findings).savefig(path, dpi=110, facecolor="white")
+    return path
 
 
 def _followed(moments: Iterator[Moment], total: int) -> list[Moment]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import PurePath
-from typing import Any, Protocol, Self, runtime_checkable
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -299,6 +299,75 @@ class StartableModel(Protocol):
 
     def start_from(self, start: Mixture) -> Self:
         """Set the constructor's parameters so that the next fit begins at ``start``."""
+        ...
+
+
+class Drawn(NamedTuple):
+    """A dataset that was drawn to be learned from, with what it was asked for by."""
+
+    spec: Spec
+    seed: int
+    data: Dataset
+
+
+Draw = Callable[[np.random.SeedSequence, int], Sequence[Drawn]]
+"""So many datasets of one spec, which the seed chooses, too; no run ever draws them."""
+
+
+class Training(Protocol):
+    """Learning before all fits: the harness pulls, saves and resumes, so it owns the clock."""
+
+    @property
+    def done(self) -> int:
+        """Updates done."""
+        ...
+
+    @property
+    def n_updates(self) -> int:
+        """Updates in all, at most."""
+        ...
+
+    @property
+    def is_finished(self) -> bool: ...
+
+    def update(self) -> None:
+        """Learn once more."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """All that the next update depends on: tensors and plain values."""
+        ...
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`, as if there had been no break."""
+        ...
+
+    def findings(self) -> Mapping[str, float]:
+        """How good it is so far on data that it does not learn from, by name."""
+        ...
+
+    def predictions(self) -> tuple[Dataset, IntArray] | None:
+        """Such data and what it predicts of their `X_test`, for the judge; None if it does not."""
+        ...
+
+    def save(self, path: Path, provenance: Mapping[str, Any]) -> None:
+        """Write what was learned, and where it comes from."""
+        ...
+
+
+@runtime_checkable
+class TrainableModel(Protocol):
+    """A model that can learn before any fit, from data drawn for that: `embench train`."""
+
+    @property
+    def training_suite(self) -> str:
+        """Name of the suite whose datasets it learns from where nobody says."""
+        ...
+
+    def training(
+        self, draw: Draw, seed: int, n_updates: int | None, batch_size: int | None
+    ) -> Training:
+        """A training at its beginning; what is None is the model's to choose."""
         ...
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import numpy as np
-import torch
 
 from embench import registry
 from embench.measuring.environment import describe
@@ -18,28 +16,19 @@ from embench.measuring.meter import metered
 from embench.measuring.plan import Suite
 from embench.measuring.trial import limited_threads
 from embench.models.checkpoint import read, write
-from embench.models.starts import starting_mixture
-from embench.models.unrolled.amortised import LearnedEM
-from embench.models.unrolled.checkpoint import Checkpoint
-from embench.models.unrolled.em_map import Mixtures
-from embench.models.unrolled.operators import EMOperator
-from embench.models.unrolled.training import Task, Trainer, nlls
-from embench.types import Dataset, InputError, Mixture, Spec
+from embench.types import Dataset, Draw, Drawn, InputError, IntArray, Spec, TrainableModel, Training
 
 STATE = "training.pt"
 """The file that an interrupted training goes on from."""
 
-SAVED_EVERY = 20
-"""Updates from one saved state to the next: seconds of work are all that can be lost."""
+SAVED_EVERY = 5.0
+"""Seconds of work from one saved state to the next: all that can be lost."""
+
+AT_A_TIME = 100
+"""Updates between two looks at the clock."""
 
 N_REPORTS = 20
-"""How often a training is held against EM."""
-
-N_HELD_OUT = 8
-"""Tasks that it is held against EM on; none is ever learned from."""
-
-EM_STEPS = 20
-"""What EM may do there, from the same start."""
+"""How often a training is judged."""
 
 FIRST_SEED = 2**32
 """Of the datasets learned from: those of runs begin at 0, so nothing is learned from these."""
@@ -47,84 +36,84 @@ FIRST_SEED = 2**32
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is: mean NLL [nat] of new samples of datasets that it does not learn
-    from, and that of EM after `EM_STEPS` steps from the same starts; seconds of all sessions."""
+    """How far a training is: what it is found to be worth, after seconds of all sessions."""
 
     update: int
     n_updates: int
     seconds: float
-    nll: float
-    em_nll: float
+    findings: Mapping[str, float]
 
     def __str__(self) -> str:
         """One line."""
-        gain = self.em_nll - self.nll
-        side = "below" if gain >= 0 else "above"
-        return (
-            f"{self.update}/{self.n_updates}  held-out NLL {self.nll:.4f} nat, {abs(gain):.4f} "
-            f"{side} {EM_STEPS} steps of EM, after {self.seconds:.0f} s"
-        )
+        words = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in self.findings.items()]
+        return f"{self.update}/{self.n_updates}  {', '.join(words)}, after {self.seconds:.0f} s"
+
+
+@dataclass
+class Session:
+    """What is saved beside a training's own state: its plan, and what it took and gave so far."""
+
+    plan: Mapping[str, Any]
+    seconds: float
+    curve: list[Progress]
 
 
 def train(
-    model: str,
+    spec: Spec,
     suite: Suite,
     folder: Path,
     *,
-    n_updates: int = 3000,
-    batch_size: int = 32,
+    n_updates: int | None = None,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> Iterator[Progress]:
     """Train a model on datasets drawn from a suite's, and leave its weights in a folder.
 
-    Every update learns from ``batch_size`` fresh datasets of one entry of the suite, drawn with all
-    its sweeps; nothing depends on when or how often the training was interrupted.
+    The weights do not depend on when or how often the training was interrupted.
 
     Args:
-        model: Name of one that learns before it fits, such as "amortised-em".
+        spec: A model that learns before it fits, such as "amortised-em" or "rnn-em:preset=quick".
         suite: What to learn from: its datasets and ``threads``.
         folder: Of the weights, ``<model>.pt``, what is known of them, ``provenance.json``, and the
             state to resume from.
-        n_updates: Of all.
-        batch_size: Datasets of an update.
-        seed: Decides the networks' first weights and every dataset.
+        n_updates: Of all; None for the model's own number.
+        batch_size: Datasets, or images, of an update; None likewise.
+        seed: Decides the first weights and every dataset.
 
     Yields:
-        Progress, `N_REPORTS` times; at the last one the weights are written.
+        Progress, about `N_REPORTS` times, first that of earlier sessions; at the last one the
+        weights are written.
 
     Raises:
         InputError: The model does not learn, a dataset cannot be learned from, or the folder holds
             another training or cannot be written.
     """
-    kind = _learner(model)
+    model = trainable(spec)
     plan = {
-        "model": model,
+        "model": spec.name,
+        "params": dict(spec.params),
         "suite": suite.model_dump(mode="json", include={"description", "datasets"}),
         "n_updates": n_updates,
         "batch_size": batch_size,
         "seed": seed,
     }
-    learning, held_out = np.random.SeedSequence(seed).spawn(2)
-    task = _tasks(suite, batch_size, learning)
-    trainer = Trainer(kind.untrained(seed).double(), n_updates)
     with limited_threads(suite.threads):
-        seconds = _resumed(trainer, plan, folder)
-        unseen = [_tasks(suite, batch_size, held_out)(i) for i in range(N_HELD_OUT)]
-        em_nll = _held_out_nll(kind.untrained(seed).double(), unseen, EM_STEPS)
-        every = SAVED_EVERY * max(1, round(n_updates / N_REPORTS / SAVED_EVERY))
-        while trainer.done < n_updates:
-            with metered("cpu") as reading:
-                for _ in range(min(SAVED_EVERY, n_updates - trainer.done)):
-                    trainer.update(task(trainer.done))
-            seconds += reading.seconds
-            _save({"plan": plan, "seconds": seconds, "trainer": trainer.state()}, folder)
-            if trainer.done % every == 0 and trainer.done < n_updates:
-                nll = _held_out_nll(trainer.operator, unseen, trainer.operator.n_steps)
-                yield Progress(trainer.done, n_updates, seconds, nll, em_nll)
-        nll = _held_out_nll(trainer.operator, unseen, trainer.operator.n_steps)
-    progress = Progress(n_updates, n_updates, seconds, nll, em_nll)
-    _finish(trainer, plan, progress, folder)
-    yield progress
+        training = model.training(_drawer(suite), seed, n_updates, batch_size)
+        session = _resumed(training, plan, folder)
+        yield from session.curve
+        every, saved = max(1, round(training.n_updates / N_REPORTS)), session.seconds
+        while not training.is_finished:
+            session.seconds += _pulled(training, every)
+            judged = training.done % every == 0 or training.is_finished
+            if judged:
+                session.curve.append(_judged(training, session.seconds))
+            if judged or session.seconds >= saved + SAVED_EVERY:
+                _save(training, session, folder)
+                saved = session.seconds
+            if judged and not training.is_finished:
+                yield session.curve[-1]
+        _finish(training, session, folder)
+    yield session.curve[-1]
 
 
 def weights_file(folder: Path, model: str) -> Path:
@@ -132,105 +121,98 @@ def weights_file(folder: Path, model: str) -> Path:
     return folder / f"{model}.pt"
 
 
-def _learner(model: str) -> type[LearnedEM]:
-    """The class of a model that learns before it fits."""
-    found = registry.load("model", model)
-    if not (isinstance(found, type) and issubclass(found, LearnedEM)):
+def trainable(spec: Spec) -> TrainableModel:
+    """The model, which learns before it fits.
+
+    Raises:
+        InputError: It does not, or is unknown.
+    """
+    model = registry.make_model(spec.name, **spec.params)
+    if not isinstance(model, TrainableModel):
         raise InputError(
-            f"{model} learns nothing before it fits; expected a model that does, such as "
-            "amortised-em or recurrent-em"
+            f"{spec.name} learns nothing before it fits; expected a model that does, such as "
+            "amortised-em, recurrent-em or rnn-em"
         )
-    return found
+    return model
 
 
-def _tasks(suite: Suite, batch_size: int, seed: np.random.SeedSequence) -> Callable[[int], Task]:
-    """Task number i, whatever was asked for before."""
+def _drawer(suite: Suite) -> Draw:
+    """Draws datasets of the suite, drawn with all its sweeps, that no run ever sees."""
     specs = [spec for entry in suite.datasets for spec in entry.specs()]
     if not specs:
         raise InputError("no data to learn from: the suite names no datasets")
 
-    def task(i: int) -> Task:
-        own = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, i))
-        rng = np.random.default_rng(own)
+    def draw(seed: np.random.SeedSequence, n: int) -> list[Drawn]:
+        rng = np.random.default_rng(seed)
         spec = specs[rng.integers(len(specs))]
-        seeds = rng.integers(FIRST_SEED, 2**63, size=batch_size)
-        return _task(spec, [int(one) for one in seeds])
+        seeds = [int(one) for one in rng.integers(FIRST_SEED, 2**63, size=n)]
+        made = [registry.make_dataset(spec.name, seed=one, **spec.params) for one in seeds]
+        return [Drawn(spec, *pair) for pair in zip(seeds, made, strict=True)]
 
-    return task
-
-
-def _task(spec: Spec, seeds: list[int]) -> Task:
-    """Datasets of one spec, in float64."""
-    made = [registry.make_dataset(spec.name, seed=seed, **spec.params) for seed in seeds]
-    _check(spec, made[0])
-    n_components = made[0].n_components or 1
-    starts = [
-        starting_mixture(data.X_train, n_components, np.random.SeedSequence(seed))
-        for data, seed in zip(made, seeds, strict=True)
-    ]
-    return Task(
-        torch.as_tensor(np.stack([data.X_train for data in made])),
-        torch.as_tensor(np.stack([data.X_test for data in made])),
-        _stacked(starts),
-    )
+    return draw
 
 
-def _check(spec: Spec, data: Dataset) -> None:
-    """See that it can be learned from."""
-    if data.n_components is None or data.Y_train is not None:
-        lacking = "a number of components" if data.n_components is None else "a density of X alone"
-        raise InputError(f"{spec}: cannot be learned from: it has not {lacking}")
+def _pulled(training: Training, every: int) -> float:
+    """Some updates, to the next judgement at most, and the seconds that they took."""
+    n = min(AT_A_TIME, every - training.done % every)
+    with metered("cpu") as reading:
+        for _ in range(n):
+            if not training.is_finished:
+                training.update()
+    return reading.seconds
 
 
-def _stacked(starts: list[Mixture]) -> Mixtures:
-    """Starts of the datasets as one value."""
-    weights, means, covariances = (
-        torch.as_tensor(np.stack(part))
-        for part in zip(*((s.weights, s.means, s.covariances) for s in starts), strict=True)
-    )
-    return Mixtures(weights.log(), means, torch.linalg.cholesky(covariances))
+def _judged(training: Training, seconds: float) -> Progress:
+    findings = dict(training.findings())
+    if (predicted := training.predictions()) is not None:
+        findings["ami"] = _ami(*predicted)
+    return Progress(training.done, training.n_updates, seconds, findings)
 
 
-def _held_out_nll(operator: EMOperator, tasks: list[Task], n_steps: int) -> float:
-    """Mean NLL of new samples over tasks that are not learned from [nat]."""
-    with torch.no_grad():
-        return mean(nlls(operator, task, n_steps)[-1].item() for task in tasks)
+def _ami(data: Dataset, labels: IntArray) -> float:
+    """Mean over images of the AMI of groups, of pixels that have a true one."""
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    truth = data.y_test
+    assert truth is not None
+    images = zip(*(part.reshape(-1, part.shape[-1]) for part in (truth, labels)), strict=True)
+    return float(np.mean([adjusted_mutual_info_score(t[t >= 0], p[t >= 0]) for t, p in images]))
 
 
-def _resumed(trainer: Trainer, plan: Mapping[str, Any], folder: Path) -> float:
-    """Bring the trainer to where the folder's training has got; seconds that took."""
+def _resumed(training: Training, plan: Mapping[str, Any], folder: Path) -> Session:
+    """Bring the training to where the folder's has got."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}") from error
     if not (folder / STATE).exists():
-        return 0.0
+        return Session(plan, 0.0, [])
     found = read(folder / STATE)
     if found["plan"] != plan:
         keys = [key for key in plan if found["plan"].get(key) != plan[key]]
         raise InputError(
             f"{folder} holds another training, of another {', '.join(keys)}; choose another --out"
         )
-    trainer.resume(found["trainer"])
-    return float(found["seconds"])
+    training.resume(found["training"])
+    return Session(plan, found["seconds"], [Progress(**moment) for moment in found["curve"]])
 
 
-def _save(state: Mapping[str, Any], folder: Path) -> None:
+def _save(training: Training, session: Session, folder: Path) -> None:
     try:
-        write(state, folder / STATE)
+        write({**asdict(session), "training": training.state()}, folder / STATE)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}") from error
 
 
-def _finish(trainer: Trainer, plan: Mapping[str, Any], progress: Progress, folder: Path) -> None:
+def _finish(training: Training, session: Session, folder: Path) -> None:
     """Write the weights and what is known of them."""
+    last = session.curve[-1]
     provenance = {
-        **plan,
-        "n_datasets": plan["n_updates"] * plan["batch_size"],
-        "seconds": progress.seconds,
-        "held_out_nll": progress.nll,
-        f"held_out_nll_of_em_after_{EM_STEPS}_steps": progress.em_nll,
+        **session.plan,
+        "n_updates": training.done,
+        "seconds": session.seconds,
+        **last.findings,
         "environment": describe(),
     }
-    Checkpoint(trainer.operator, provenance).save(weights_file(folder, plan["model"]))
+    training.save(weights_file(folder, session.plan["model"]), provenance)
     (folder / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -22,6 +22,7 @@ from embench.models.base import complete_signature
 from embench.models.checkpoint import digest
 from embench.models.neural import unroll
 from embench.models.neural.checkpoint import Checkpoint
+from embench.models.neural.learning import GrouperTraining
 from embench.models.neural.networks import CELLS, GradientMStep, MStep, RecurrentMStep
 from embench.models.neural.pixels import LAWS
 from embench.models.neural.recipes import (
@@ -36,7 +37,7 @@ from embench.models.neural.recipes import (
 )
 from embench.models.neural.training import Trainer
 from embench.models.neural.unroll import Film, Moment
-from embench.types import FloatArray, IntArray
+from embench.types import Draw, FloatArray, IntArray
 
 CHUNK = 256
 """Images that are looked at together, so that memory does not grow with their number."""
@@ -189,6 +190,28 @@ class NeuralGrouper(BaseEstimator, ABC):
         self.n_iter_, self.losses_ = 0, []
         self.n_features_in_, self._seed = X.shape[-1], seed
         return trainer
+
+    @property
+    def training_suite(self) -> str:
+        """Name of the suite with the images that the preset is for."""
+        return f"training-{self.preset}"
+
+    def training(
+        self, draw: Draw, seed: int, n_updates: int | None, batch_size: int | None
+    ) -> GrouperTraining:
+        """A training on images that are drawn, for `embench train`.
+
+        Args:
+            draw: Draws the dataset.
+            seed: Of the dataset and, unless ``random_state`` says otherwise, of the training.
+            n_updates, batch_size: In place of ``max_updates`` and ``batch_size``.
+        """
+        model = clone(self)
+        own = {"max_updates": n_updates, "batch_size": batch_size}
+        model.set_params(**{name: value for name, value in own.items() if value is not None})
+        if model.random_state is None:
+            model.set_params(random_state=seed)
+        return GrouperTraining(model, draw, seed)
 
     def recipe(self) -> Recipe:
         """The preset with what the parameters say instead.

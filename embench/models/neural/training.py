@@ -90,6 +90,12 @@ class Trainer:
         self._spent += time.process_time() - start
         return value
 
+    @torch.no_grad()
+    def loss(self, X: FloatArray) -> float:
+        """Loss of other images, a mean over them [nat]; the same draws at every call."""
+        generator = self._generator(2)
+        return loss(self.averaged, self.recipe, *self._seen(X, generator)).item()
+
     def state(self) -> dict[str, Any]:
         """All that the next update depends on."""
         return {
@@ -109,8 +115,11 @@ class Trainer:
 
     def _batch(self) -> tuple[Film, Tensor]:
         """What update number ``done`` sees, and its first responsibilities."""
-        recipe, generator = self.recipe, self._generator(0, self.done)
-        images = torch.as_tensor(self._X[self._rows()], dtype=self._dtype)
+        return self._seen(self._X[self._rows()], self._generator(0, self.done))
+
+    def _seen(self, X: FloatArray, generator: torch.Generator) -> tuple[Film, Tensor]:
+        """What the network sees of images, and first responsibilities."""
+        recipe, images = self.recipe, torch.as_tensor(X, dtype=self._dtype)
         if images.ndim == 2:
             seen = clean = still(images, recipe.n_steps)
         else:

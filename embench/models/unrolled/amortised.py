@@ -20,8 +20,9 @@ from embench.models.starts import starting_mixture
 from embench.models.steps import MixtureByEM, Run
 from embench.models.unrolled.bridge import mixtures_of, parameters_of, placed
 from embench.models.unrolled.checkpoint import Checkpoint, shipped
-from embench.models.unrolled.operators import Core, EMOperator
-from embench.types import FloatArray, InputError
+from embench.models.unrolled.operators import Core
+from embench.models.unrolled.tasks import BATCH_SIZE, N_UPDATES, OperatorTraining
+from embench.types import Draw, FloatArray, InputError
 
 
 class LearnedEM(MixtureByEM, ABC):
@@ -71,10 +72,15 @@ class LearnedEM(MixtureByEM, ABC):
         content = digest(checkpoint or shipped(cls.name))
         return f"{MixtureByEM.version}, torch {torch.__version__}, weights {content}"
 
-    @classmethod
-    def untrained(cls, random_state: int) -> EMOperator:
-        """What a training begins with."""
-        return EMOperator(cls.core, random_state=random_state)
+    training_suite: ClassVar[str] = "training"
+
+    def training(
+        self, draw: Draw, seed: int, n_updates: int | None, batch_size: int | None
+    ) -> OperatorTraining:
+        """A training on datasets that are drawn anew in every update, for `embench train`."""
+        return OperatorTraining(
+            self.core, draw, seed, n_updates or N_UPDATES, batch_size or BATCH_SIZE
+        )
 
     @property
     def training_seconds(self) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -19,19 +20,21 @@ from embench.types import Dataset, IntArray
 class Outcome:
     """What a finished fit left to be judged.
 
-    ``nll`` is the judge's mean negative log-likelihood of ``dataset.test`` per sample [nat];
-    ``labels`` are predicted for ``X_test``, None by a conditional model; memory is in bytes and
-    ``gpu_peak_memory`` is None on the CPU.
+    ``nll`` is the judge's mean negative log-likelihood of ``dataset.test`` per sample, or image
+    [nat], None of a grouper that has none; ``labels`` are predicted for ``X_test``, None by a
+    conditional model, and ``predict_seconds`` is what that took, None of all but groupers; memory
+    is in bytes and ``gpu_peak_memory`` is None on the CPU.
     """
 
     dataset: Dataset
-    nll: float
+    nll: float | None
     labels: IntArray | None
     n_iter: int | None
     fit_seconds: float
     cpu_seconds: float
     peak_memory: int | None
     gpu_peak_memory: int | None
+    predict_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Metric:
     resolution: float = 0.0
 
 
-def nll(outcome: Outcome) -> float:
+def nll(outcome: Outcome) -> float | None:
     return outcome.nll
 
 
@@ -77,6 +80,8 @@ def excess_nll(outcome: Outcome) -> float | None:
     from embench import gaussian
 
     data = outcome.dataset
+    if outcome.nll is None:
+        return None
     if data.truth is not None:
         return outcome.nll + gaussian.log_likelihood(data.truth, data.X_test)
     return None if data.true_log_likelihood is None else outcome.nll + data.true_log_likelihood
@@ -86,22 +91,53 @@ def ami(outcome: Outcome) -> float | None:
     """Adjusted mutual information, arithmetic norm (Vinh, Epps and Bailey, JMLR 2010)."""
     from sklearn.metrics import adjusted_mutual_info_score
 
-    return _agreement(outcome, adjusted_mutual_info_score)
+    return _agreement(adjusted_mutual_info_score, outcome.dataset.y_test, outcome)
+
+
+def ami_max(outcome: Outcome) -> float | None:
+    """AMI of groups of pixels by the larger entropy, as published results of Neural EM have it."""
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    if outcome.dataset.task != "grouping":
+        return None
+    score = partial(adjusted_mutual_info_score, average_method="max")
+    return _agreement(score, outcome.dataset.y_test, outcome)
+
+
+def ami_overlaps(outcome: Outcome) -> float | None:
+    """AMI of groups of pixels where those under several objects belong to the one drawn last."""
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    return _agreement(adjusted_mutual_info_score, outcome.dataset.y_top_test, outcome)
 
 
 def ari(outcome: Outcome) -> float | None:
     """Adjusted Rand index (Hubert and Arabie, 1985)."""
     from sklearn.metrics import adjusted_rand_score
 
-    return _agreement(outcome, adjusted_rand_score)
+    return _agreement(adjusted_rand_score, outcome.dataset.y_test, outcome)
 
 
-def _agreement(outcome: Outcome, score: Callable[..., float]) -> float | None:
-    """Agreement of predicted and true labels, over the samples that have a true one."""
-    truth, labels = outcome.dataset.y_test, outcome.labels
+def _agreement(
+    score: Callable[..., float], truth: IntArray | None, outcome: Outcome
+) -> float | None:
+    """Agreement of predicted and true labels, over the samples that have a true one.
+
+    Of images it is the mean over those with two labelled groups or more: one with a single group,
+    or none, has nothing to be told apart.
+    """
+    labels = outcome.labels
     if truth is None or labels is None or not np.any(truth >= 0):
         return None
-    return float(score(truth[truth >= 0], labels[truth >= 0]))
+    if outcome.dataset.task != "grouping":
+        return float(score(truth[truth >= 0], labels[truth >= 0]))
+    images = zip(*(part.reshape(-1, part.shape[-1]) for part in (truth, labels)), strict=True)
+    values = [
+        score(groups[groups >= 0], found[groups >= 0])
+        for groups, found in images
+        if groups.max() > groups.min(where=groups >= 0, initial=groups.max())
+    ]
+    return float(np.mean(values)) if values else None
 
 
 def _table(*metrics: Metric) -> Mapping[str, Metric]:
@@ -116,11 +152,18 @@ METRICS = _table(
            tie=Tolerance(0.01), gate=Tolerance(0.01), function=excess_nll),
     Metric(name="ami", title="AMI", unit="", better="higher", kind="quality",
            tie=Tolerance(0.01), gate=Tolerance(0.02), function=ami),
+    Metric(name="ami_max", title="AMI (max norm)", unit="", better="higher", kind="quality",
+           tie=Tolerance(0.01), gate=Tolerance(0.02), function=ami_max),
+    Metric(name="ami_overlaps", title="AMI with overlaps", unit="", better="higher",
+           kind="quality", tie=Tolerance(0.01), gate=Tolerance(0.02), function=ami_overlaps),
     Metric(name="ari", title="ARI", unit="", better="higher", kind="quality",
            tie=Tolerance(0.01), gate=Tolerance(0.02), function=ari),
     Metric(name="fit_seconds", title="fit time", unit="s", better="lower", kind="cost",
            tie=Tolerance(relative=0.1), gate=Tolerance(0.0005, 0.3),
            function=lambda outcome: outcome.fit_seconds, resolution=1e-6),
+    Metric(name="predict_seconds", title="prediction time", unit="s", better="lower", kind="cost",
+           tie=Tolerance(relative=0.1), gate=Tolerance(0.0005, 0.3),
+           function=lambda outcome: outcome.predict_seconds, resolution=1e-6),
     Metric(name="cpu_seconds", title="CPU time", unit="s", better="lower", kind="cost",
            tie=Tolerance(relative=0.1), gate=Tolerance(0.0005, 0.3),
            function=lambda outcome: outcome.cpu_seconds, resolution=1e-6),

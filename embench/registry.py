@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from embench.types import Dataset, InputError, Model, Spec
+from embench.types import Dataset, Grouper, InputError, Model, ScoredModel, Spec
 
 FILE_DATASET = "embench.datasets.files:FileDataset"
 FILE_SUFFIXES = (".csv", ".npy", ".npz", ".parquet")
@@ -52,7 +52,7 @@ def make_model(name: str, **params: Any) -> Model:
         3
     """
     model = _call("model", name, **params)
-    if not isinstance(model, Model):
+    if not isinstance(model, Model) or not isinstance(model, ScoredModel | Grouper):
         wanted = ("fit", "predict", "score", "get_params", "set_params")
         lacking = [method for method in wanted if method not in dir(model)]
         raise InputError(

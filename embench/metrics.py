@@ -13,7 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from embench.types import Dataset, IntArray
+from embench.agreement import adjusted_mutual_information, adjusted_rand, contingencies
+from embench.types import Dataset, FloatArray, IntArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,55 +90,53 @@ def excess_nll(outcome: Outcome) -> float | None:
 
 def ami(outcome: Outcome) -> float | None:
     """Adjusted mutual information, arithmetic norm (Vinh, Epps and Bailey, JMLR 2010)."""
+    if outcome.dataset.task == "grouping":
+        return _mean_over_images(adjusted_mutual_information, outcome.dataset.y_test, outcome)
     from sklearn.metrics import adjusted_mutual_info_score
 
-    return _agreement(adjusted_mutual_info_score, outcome.dataset.y_test, outcome)
+    return _agreement(adjusted_mutual_info_score, outcome)
 
 
 def ami_max(outcome: Outcome) -> float | None:
     """AMI of groups of pixels by the larger entropy, as published results of Neural EM have it."""
-    from sklearn.metrics import adjusted_mutual_info_score
-
-    if outcome.dataset.task != "grouping":
-        return None
-    score = partial(adjusted_mutual_info_score, average_method="max")
-    return _agreement(score, outcome.dataset.y_test, outcome)
+    score = partial(adjusted_mutual_information, norm="max")
+    return _mean_over_images(score, outcome.dataset.y_test, outcome)
 
 
 def ami_overlaps(outcome: Outcome) -> float | None:
     """AMI of groups of pixels where those under several objects belong to the one drawn last."""
-    from sklearn.metrics import adjusted_mutual_info_score
-
-    return _agreement(adjusted_mutual_info_score, outcome.dataset.y_top_test, outcome)
+    return _mean_over_images(adjusted_mutual_information, outcome.dataset.y_top_test, outcome)
 
 
 def ari(outcome: Outcome) -> float | None:
     """Adjusted Rand index (Hubert and Arabie, 1985)."""
+    if outcome.dataset.task == "grouping":
+        return _mean_over_images(adjusted_rand, outcome.dataset.y_test, outcome)
     from sklearn.metrics import adjusted_rand_score
 
-    return _agreement(adjusted_rand_score, outcome.dataset.y_test, outcome)
+    return _agreement(adjusted_rand_score, outcome)
 
 
-def _agreement(
-    score: Callable[..., float], truth: IntArray | None, outcome: Outcome
-) -> float | None:
-    """Agreement of predicted and true labels, over the samples that have a true one.
-
-    Of images it is the mean over those with two labelled groups or more: one with a single group,
-    or none, has nothing to be told apart.
-    """
-    labels = outcome.labels
+def _agreement(score: Callable[..., float], outcome: Outcome) -> float | None:
+    """Agreement of predicted and true labels, over the samples that have a true one."""
+    truth, labels = outcome.dataset.y_test, outcome.labels
     if truth is None or labels is None or not np.any(truth >= 0):
         return None
-    if outcome.dataset.task != "grouping":
-        return float(score(truth[truth >= 0], labels[truth >= 0]))
-    images = zip(*(part.reshape(-1, part.shape[-1]) for part in (truth, labels)), strict=True)
-    values = [
-        score(groups[groups >= 0], found[groups >= 0])
-        for groups, found in images
-        if groups.max() > groups.min(where=groups >= 0, initial=groups.max())
-    ]
-    return float(np.mean(values)) if values else None
+    return float(score(truth[truth >= 0], labels[truth >= 0]))
+
+
+def _mean_over_images(
+    score: Callable[[IntArray], FloatArray], truth: IntArray | None, outcome: Outcome
+) -> float | None:
+    """Mean agreement of the groups of pixels in an image, over the pixels that have a true one.
+
+    Every frame of a sequence is an image. One with a single true group, or none, does not count.
+    """
+    if outcome.dataset.task != "grouping" or truth is None or outcome.labels is None:
+        return None
+    images = (part.reshape(-1, part.shape[-1]) for part in (truth, outcome.labels))
+    values = score(contingencies(*images))
+    return float(values.mean()) if len(values) else None
 
 
 def _table(*metrics: Metric) -> Mapping[str, Metric]:

@@ -608,8 +608,10 @@ def test_what_does_not_go_together_is_left_out_in_a_sentence():
     pairs = {(t.model.name, t.dataset.name) for t in planned.trials}
     assert pairs == {("em", "iris"), ("em", "wine"), ("mdn", "diabetes")}
     assert planned.left_out == (
-        "em is left out on diabetes: it is for a density of X, and the task is a density of Y given X",
-        "mdn is left out on iris, wine: it is for a density of Y given X, and the task is a density of X",
+        "em is left out on diabetes: "
+        "it is for a density of X, and the task is a density of Y given X",
+        "mdn is left out on iris, wine: "
+        "it is for a density of Y given X, and the task is a density of X",
     )
 
 

@@ -30,6 +30,13 @@ TRACKS: Mapping[str, str] = {
     "default": "every model as its own user would call it",
 }
 
+TASKS: Mapping[str, str] = {
+    "density": "a density of X",
+    "conditional": "a density of Y given X",
+    "grouping": "groups of the pixels of images",
+}
+"""What a dataset asks for and a model offers, each one of these."""
+
 STATUSES: Mapping[str, str] = {
     "ok": "finished and judged",
     "diverged": "finished, but the judge finds no finite likelihood",
@@ -171,6 +178,13 @@ class Dataset:
     y_top_test: IntArray | None = None
 
     @property
+    def task(self) -> str:
+        """What is asked for, one of `TASKS`."""
+        if self.image_shape is not None:
+            return "grouping"
+        return "density" if self.Y_train is None else "conditional"
+
+    @property
     def train(self) -> tuple[FloatArray, ...]:
         """What a model is fitted to: (X_train,), or (X_train, Y_train) if there are targets."""
         return (self.X_train,) if self.Y_train is None else (self.X_train, self.Y_train)
@@ -215,8 +229,8 @@ class Record:
 
     ``curve`` holds (seconds, n_iter, held-out NLL [nat]) at selected iterations. ``sizes`` are
     those of the data: n_samples, n_features, n_components, n_test, n_targets where there are
-    targets, and n_table where seeds split one table. A metric that does not exist (AMI without
-    labels, GPU memory without a GPU) is absent, never NaN.
+    targets, n_steps where samples are sequences, and n_table where seeds split one table. A metric
+    that does not exist (AMI without labels, GPU memory without a GPU) is absent, never NaN.
     """
 
     trial: Trial
@@ -247,24 +261,32 @@ class Record:
 
 @runtime_checkable
 class Model(Protocol):
-    """What every plug-in offers: a scikit-learn estimator with a density.
+    """What every plug-in offers: a scikit-learn estimator.
 
     Methods take X alone, or X and Y where the model is a `ConditionalModel`.
     """
 
     def fit(self, X: FloatArray, *Y: FloatArray) -> Self: ...
 
-    def score(self, X: FloatArray, *Y: FloatArray) -> float:
-        """Mean log-likelihood per sample [nat]."""
-        ...
-
     def predict(self, X: FloatArray) -> NDArray[Any]:
-        """Most probable component of each sample, (n_samples,), or a prediction of its targets."""
+        """Most probable component of each sample, (n_samples,), or a prediction of its targets.
+
+        Of a `Grouper`: the group of each pixel, in the shape of X.
+        """
         ...
 
     def get_params(self, deep: bool = True) -> dict[str, Any]: ...
 
     def set_params(self, **params: Any) -> Self: ...
+
+
+@runtime_checkable
+class ScoredModel(Protocol):
+    """A model with a likelihood, as all are but those that only group."""
+
+    def score(self, X: FloatArray, *Y: FloatArray) -> float:
+        """Mean log-likelihood per sample [nat]; of a `Grouper` per image."""
+        ...
 
 
 @runtime_checkable
@@ -290,6 +312,19 @@ class ConditionalModel(Protocol):
 
     def conditional_mixture(self, X: FloatArray) -> ConditionalMixture:
         """What the fitted model says of the targets of each sample."""
+        ...
+
+
+@runtime_checkable
+class Grouper(Protocol):
+    """A model of images that says which pixels belong together; a likelihood it may lack.
+
+    X is images (n_images, n_pixels) or sequences of them (n_sequences, n_steps, n_pixels). Those
+    that need height and width have a parameter ``image_shape``.
+    """
+
+    def group_proba(self, X: FloatArray) -> FloatArray:
+        """Probability of each group for each pixel, (..., n_pixels, n_components), sums 1."""
         ...
 
 
@@ -369,6 +404,13 @@ class TrainableModel(Protocol):
     ) -> Training:
         """A training at its beginning; what is None is the model's to choose."""
         ...
+
+
+def task_of(model: Model) -> str:
+    """What a model is for, one of `TASKS`, by the method that only such models have."""
+    if isinstance(model, Grouper):
+        return "grouping"
+    return "conditional" if isinstance(model, ConditionalModel) else "density"
 
 
 def _value(text: str) -> Any:

@@ -358,8 +358,8 @@ def test_the_overall_line_is_the_geometric_mean_over_datasets() -> None:
 
     assert found["em"].time_ratio.estimate == pytest.approx(1 / 3)
     assert found["em"].n_datasets == 3
-    assert found["em"].nll == {"same": 3}
-    assert found["em:covariance_type=diag"].nll == {"worse": 3}
+    assert found["em"].verdicts == {"same": 3}
+    assert found["em:covariance_type=diag"].verdicts == {"worse": 3}
 
 
 @pytest.mark.parametrize(("n_datasets", "interval"), [(2, ""), (3, " [3.0, 3.0]")])

@@ -123,7 +123,7 @@ def test_an_image_moves_with_its_shapes(down, right, seed):
     places = rng.integers(0, 13, size=(5, 3, 2))
 
     here = _drawn(kinds, places, SPRITES, 28)
-    there = _drawn(kinds, places + [down, right], SPRITES, 28)
+    there = _drawn(kinds, places + np.array([down, right]), SPRITES, 28)
 
     for one, other in zip(here, there, strict=True):
         moved = np.roll(one.reshape(5, 28, 28), (down, right), axis=(1, 2))

@@ -24,9 +24,9 @@ class Failure:
 class Overall:
     """One candidate against one baseline over all datasets of a track.
 
-    ``time_ratio`` is the geometric mean over datasets of candidate / baseline fit time, with an
-    interval over datasets, or None where no time was compared; ``nll`` counts the datasets by
-    verdict on held-out NLL.
+    ``time_ratio`` is the geometric mean over datasets of candidate / baseline fit time, of
+    groupers prediction time, with an interval over datasets, or None where no time was compared;
+    ``verdicts`` counts the datasets by verdict on ``metric``, held-out NLL or, of groupers, AMI.
     """
 
     track: str
@@ -34,4 +34,5 @@ class Overall:
     candidate: str
     n_datasets: int
     time_ratio: Interval | None
-    nll: Mapping[str, int]
+    metric: str
+    verdicts: Mapping[str, int]

@@ -286,7 +286,7 @@ def _drawn(
         for kind, picture in enumerate(pictures):
             which = np.flatnonzero(kinds[:, group] == kind)
             offsets = np.ravel_multi_index(np.nonzero(picture), (size, size))
-            corners = places[which, group] @ [size, 1]
+            corners = places[which, group] @ np.array([size, 1])
             at = which[:, None], corners[:, None] + offsets
             top[at] = group
             n_covers[at] += 1

@@ -48,6 +48,7 @@ def figures(comparison: Comparison) -> dict[str, Figure]:
         "time-ratios": lambda found, track: ratios(found, track, "fit_seconds"),
         "scaling": scaling,
         "agreement": agreement,
+        "prediction-time-ratios": lambda found, track: ratios(found, track, "predict_seconds"),
         "memory-ratios": lambda found, track: ratios(found, track, "peak_memory"),
     }
     tracks = dict.fromkeys(track for track, _ in comparison.tables())
@@ -65,7 +66,7 @@ def quality_against_time(comparison: Comparison, track: str) -> Figure | None:
     A line is the median over seeds of what was reached by that time, where a finished fit stays
     at its end; a small point is the end of one timed fit, a large one their median.
     """
-    rows = _finished(comparison, track, "nll", "fit_seconds")
+    rows = _finished(comparison, track, "excess_nll", "fit_seconds")
     if rows.empty:
         return None
     rows = rows.assign(excess=rows["excess_nll"].clip(lower=SMALLEST_EXCESS))

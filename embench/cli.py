@@ -425,7 +425,9 @@ def train(
     from embench.measuring.training import train as trained
     from embench.measuring.training import trainable, weights_file
 
-    spec = _one_model(model, {"preset": preset} if preset else {})
+    spec = _one_of(model, "model")
+    if preset:
+        spec = Spec(spec.name, {**spec.params, "preset": preset})
     folder = out.expanduser() if out else default_folder(f"train-{spec.name}")
     chosen = customised(load_suite(suite or trainable(spec).training_suite), threads=threads)
     stream = trained(spec, chosen, folder, n_updates=updates, batch_size=batch_size, seed=seed)
@@ -441,6 +443,53 @@ def train(
     click.echo(f"weights: {weights}")
     click.echo(f"picture: {_picture_of(curve, folder / 'progress.png')}")
     click.echo(f"next: embench run --model {spec.name}:checkpoint={weights}")
+
+
+@main.command()
+@click.argument("model")
+@click.option(
+    "--dataset",
+    default="shapes",
+    show_default=True,
+    metavar="NAME[:PARAM=VALUE,...]",
+    help="Images.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--image", type=click.IntRange(min=0), default=0, show_default=True, help="Its number."
+)
+@click.option("--steps", type=AT_LEAST_ONE, help="Of EM.  [the model's own]")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="groups.png",
+    show_default=True,
+    help="The picture; that of agreement against steps is written beside it.",
+)
+def groups(model: str, dataset: str, seed: int, image: int, steps: int | None, out: Path) -> None:
+    """Watch MODEL (rnn-em, n-em) group the pixels of a held-out image, step by step.
+
+    \b
+    embench groups rnn-em:checkpoint=FILE     with what embench train has written
+    embench groups rnn-em:preset=quick --dataset shapes:size=20
+    """
+    from embench.measuring.groups import followed
+    from embench.reporting import neural
+    from embench.reporting.demo import check_path
+
+    beside = out.with_stem(f"{out.stem}-by-step")
+    check_path(out)
+    found = followed(
+        _one_of(model, "model"), _one_of(dataset, "dataset"), seed=seed, image=image, n_steps=steps
+    )
+    figures = {
+        out: neural.groups(found.image, found.psi, found.gamma, found.image_shape),
+        beside: neural.agreement_by_step(found.ami),
+    }
+    for path, figure in figures.items():
+        figure.savefig(path, dpi=110, facecolor="white")
+    click.echo(f"AMI after {len(found.ami)} steps: {found.ami[-1]:.3f}")
+    click.echo(f"pictures: {out}, {beside}")
 
 
 @main.command()
@@ -467,12 +516,12 @@ def suites() -> None:
     _list(suites())
 
 
-def _one_model(text: str, params: Mapping[str, Any]) -> Spec:
-    """A model as the command line writes it, with further parameters."""
+def _one_of(text: str, kind: str) -> Spec:
+    """A model or a dataset as the command line writes it."""
     found = Spec.parse(text)
     if len(found) != 1:
-        raise InputError(f"expected one model, got {text!r}")
-    return Spec(found[0].name, {**found[0].params, **params})
+        raise InputError(f"expected one {kind}, got {text!r}")
+    return found[0]
 
 
 def _picture_of(curve: Sequence[Progress], path: Path) -> Path:

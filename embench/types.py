@@ -329,6 +329,20 @@ class Grouper(Protocol):
 
 
 @runtime_checkable
+class SteppedGrouper(Protocol):
+    """A grouper whose groups can be watched on their way."""
+
+    def em_steps(
+        self, X: FloatArray, n_steps: int | None = None
+    ) -> Iterator[tuple[FloatArray, FloatArray]]:
+        """What each group predicts, and its probability, after each step.
+
+        Both (n_images, n_pixels, n_components); None for as many steps as ``predict`` takes.
+        """
+        ...
+
+
+@runtime_checkable
 class StartableModel(Protocol):
     """A model that can begin at a given mixture, exactly."""
 
@@ -381,8 +395,8 @@ class Training(Protocol):
         """How good it is so far on data that it does not learn from, by name."""
         ...
 
-    def predictions(self) -> tuple[Dataset, IntArray] | None:
-        """Such data and what it predicts of their `X_test`, for the judge; None if it does not."""
+    def predictions(self) -> tuple[IntArray, IntArray] | None:
+        """True groups of such data and those it predicts, for the judge; None if there are none."""
         ...
 
     def save(self, path: Path, provenance: Mapping[str, Any]) -> None:

@@ -12,11 +12,12 @@ import numpy as np
 
 from embench import registry
 from embench.measuring.environment import describe
+from embench.measuring.groups import mean_ami
 from embench.measuring.meter import metered
 from embench.measuring.plan import Suite
 from embench.measuring.trial import limited_threads
 from embench.models.checkpoint import read, write
-from embench.types import Dataset, Draw, Drawn, InputError, IntArray, Spec, TrainableModel, Training
+from embench.types import Draw, Drawn, InputError, Spec, TrainableModel, Training
 
 STATE = "training.pt"
 """The file that an interrupted training goes on from."""
@@ -165,18 +166,8 @@ def _pulled(training: Training, every: int) -> float:
 def _judged(training: Training, seconds: float) -> Progress:
     findings = dict(training.findings())
     if (predicted := training.predictions()) is not None:
-        findings["ami"] = _ami(*predicted)
+        findings["ami"] = mean_ami(*predicted)
     return Progress(training.done, training.n_updates, seconds, findings)
-
-
-def _ami(data: Dataset, labels: IntArray) -> float:
-    """Mean over images of the AMI of groups, of pixels that have a true one."""
-    from sklearn.metrics import adjusted_mutual_info_score
-
-    truth = data.y_test
-    assert truth is not None
-    images = zip(*(part.reshape(-1, part.shape[-1]) for part in (truth, labels)), strict=True)
-    return float(np.mean([adjusted_mutual_info_score(t[t >= 0], p[t >= 0]) for t, p in images]))
 
 
 def _resumed(training: Training, plan: Mapping[str, Any], folder: Path) -> Session:

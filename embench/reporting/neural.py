@@ -17,6 +17,14 @@ PANEL_INCHES = 1.15
 CURVE_INCHES = (4.2, 3.0)
 
 
+TITLES = {
+    "ami": "AMI",
+    "held_out_loss": "held-out loss [nat]",
+    "held_out_nll": "held-out NLL [nat]",
+}
+"""What findings are called on an axis."""
+
+
 def groups(
     image: FloatArray, psi: FloatArray, gamma: FloatArray, image_shape: tuple[int, int]
 ) -> Figure:
@@ -62,22 +70,13 @@ def progress(findings: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
     return _curves(findings, "updates")
 
 
-def agreement_by_step(ami: Mapping[str, Sequence[float]], trained_steps: int) -> Figure:
-    """AMI against EM steps, a line for each name, and where training ended.
+def agreement_by_step(ami: Sequence[float]) -> Figure:
+    """AMI against EM steps.
 
     Args:
-        ami: After step 1, 2, ..., by name.
-        trained_steps: Steps of EM in training.
+        ami: After step 1, 2, ....
     """
-    figure = Figure(figsize=CURVE_INCHES, layout="constrained")
-    axis = figure.subplots()
-    for name, values in ami.items():
-        axis.plot(range(1, len(values) + 1), values, marker=".", label=name)
-    axis.axvline(trained_steps, color="grey", linestyle=":", label="steps in training")
-    axis.set(xlabel="EM steps", ylabel="AMI")
-    _finish(axis)
-    axis.legend(frameon=False)
-    return figure
+    return _curves({"ami": list(enumerate(ami, start=1))}, "EM steps")
 
 
 def _curves(findings: Mapping[str, Sequence[tuple[int, float]]], unit: str) -> Figure:
@@ -88,25 +87,15 @@ def _curves(findings: Mapping[str, Sequence[tuple[int, float]]], unit: str) -> F
     ):
         axis.plot(*zip(*points, strict=True), marker=".")
         axis.set(xlabel=unit, ylabel=TITLES.get(name, name.replace("_", " ")))
-        _finish(axis)
+        if name == "ami":
+            axis.set_ylim(min(0.0, *(value for _, value in points)) - 0.02, 1.0)
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axis.grid(alpha=0.3)
+        sns.despine(ax=axis)
     return figure
-
-
-TITLES = {
-    "ami": "AMI",
-    "held_out_loss": "held-out loss [nat]",
-    "held_out_nll": "held-out NLL [nat]",
-}
-"""What findings are called on an axis."""
 
 
 def _draw(axis: Axes, pixels: FloatArray, image_shape: tuple[int, int]) -> None:
     """A grey image of (n_pixels,), or one of (n_pixels, 3) in colours."""
     axis.imshow(pixels.reshape(*image_shape, *pixels.shape[1:]), cmap="gray", vmin=0, vmax=1)
     axis.set(xticks=[], yticks=[])
-
-
-def _finish(axis: Axes) -> None:
-    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axis.grid(alpha=0.3)
-    sns.despine(ax=axis)

@@ -51,6 +51,9 @@ class NeuralGrouper(BaseEstimator, ABC):
 
     presets: ClassVar[Mapping[str, Recipe]] = PRESETS
 
+    late_imports: ClassVar[tuple[str, ...]] = ("torch._dynamo",)
+    """What a first fit imports: torch's optimisers take a second to get going."""
+
     losses_: list[float]
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
@@ -181,6 +184,8 @@ class NeuralGrouper(BaseEstimator, ABC):
         rng = check_random_state(self.random_state)
         self.recipe_ = recipe = self.recipe()
         X = self._checked(X)
+        if X.ndim == 3:  # a step for each frame that has one before it
+            self.recipe_ = recipe = replace(recipe, n_steps=X.shape[1] - 1)
         seed = int(rng.randint(2**31))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -390,7 +395,7 @@ class RNNEM(NeuralGrouper):
         encoder, decoder: Layers before and behind the cell: "none", "dense" or "conv", which takes
             images with sides that are multiples of 4.
         image_shape: Height and width, for "conv"; None for square images.
-        n_steps: Steps of EM in training; of sequences they are the frames.
+        n_steps: Steps of EM in training; of sequences one for each frame but the first.
         n_test_steps: Steps of EM in ``predict`` and ``score``.
         n_init: First responsibilities tried there for each image; those of the largest likelihood
             in the end are kept.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from embench.models.neural.checkpoint import Checkpoint
-from embench.types import Dataset, Draw, InputError, IntArray
+from embench.types import Draw, InputError, IntArray
 
 if TYPE_CHECKING:
     from embench.models.neural.groupers import NeuralGrouper
@@ -32,11 +31,9 @@ class GrouperTraining:
         [(spec, _, data)] = draw(np.random.SeedSequence(seed), 1)
         if data.image_shape is None or data.y_test is None:
             raise InputError(f"{spec}: cannot be learned from: it has no images with groups")
-        few = slice(N_JUDGED)
-        self.model, self.data = (
-            model,
-            replace(data, X_test=data.X_test[few], y_test=data.y_test[few]),
-        )
+        if "image_shape" in model.get_params():
+            model.set_params(image_shape=data.image_shape)
+        self.model, self._X, self._truth = model, data.X_test[:N_JUDGED], data.y_test[:N_JUDGED]
         self._trainer = model.trainer(data.X_train)
 
     @property
@@ -62,11 +59,11 @@ class GrouperTraining:
 
     def findings(self) -> dict[str, float]:
         """The loss of images that it does not learn from [nat]."""
-        return {"held_out_loss": self._trainer.loss(self.data.X_test)}
+        return {"held_out_loss": self._trainer.loss(self._X)}
 
-    def predictions(self) -> tuple[Dataset, IntArray]:
-        """Some images that it does not learn from, and the groups of their pixels."""
-        return self.data, self.model.predict(self.data.X_test)
+    def predictions(self) -> tuple[IntArray, IntArray]:
+        """Groups of the pixels of these images, as they are and as they are found."""
+        return self._truth, self.model.predict(self._X)
 
     def save(self, path: Path, provenance: Mapping[str, Any]) -> None:
         Checkpoint(

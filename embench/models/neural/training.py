@@ -75,7 +75,10 @@ class Trainer:
         return min(1.0, max(seconds, self.done / self.recipe.max_updates))
 
     def update(self) -> float:
-        """Learn from one batch and return its loss, a mean over images [nat]."""
+        """Learn from one batch and return its loss, a mean over images [nat].
+
+        An update without a finite loss changes nothing.
+        """
         start = time.process_time()
         film, gamma = self._batch()
         for group in self._optimizer.param_groups:
@@ -83,7 +86,8 @@ class Trainer:
         value = self._gradient(film, gamma)
         if self.recipe.max_gradient:
             nn.utils.clip_grad_norm_(self._parameters, self.recipe.max_gradient)
-        self._optimizer.step()
+        if math.isfinite(value):
+            self._optimizer.step()
         self.done += 1
         if self.averaged is not self.network:
             self._average()

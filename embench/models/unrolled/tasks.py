@@ -16,7 +16,7 @@ from embench.models.unrolled.checkpoint import Checkpoint
 from embench.models.unrolled.em_map import Mixtures
 from embench.models.unrolled.operators import Core, EMOperator
 from embench.models.unrolled.training import Task, Trainer, nlls
-from embench.types import Dataset, Draw, Drawn, InputError, IntArray, Mixture
+from embench.types import Draw, Drawn, InputError, IntArray, Mixture
 
 N_UPDATES, BATCH_SIZE = 3000, 32
 
@@ -70,7 +70,7 @@ class OperatorTraining:
             f"held_out_nll_of_em_after_{EM_STEPS}_steps": self._nll_of_em,
         }
 
-    def predictions(self) -> tuple[Dataset, IntArray] | None:
+    def predictions(self) -> tuple[IntArray, IntArray] | None:
         return None
 
     def save(self, path: Path, provenance: Mapping[str, Any]) -> None:

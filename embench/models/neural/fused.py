@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from embench.models.neural.networks import RecurrentMStep, SigmoidCell
 from embench.models.neural.pixels import SMALLEST
@@ -45,6 +44,7 @@ class FusedSteps:
         self.cell, self.output, self.weights = cell, output, recipe.step_weights
         self.through_gamma = recipe.gamma_gradient
         weight = output.weight
+        self.smallest = torch.finfo(weight.dtype).eps / 2
         T, K, B = recipe.n_steps, recipe.n_components, n_images
         D, H = weight.shape
         self.shape = T, K, B, D, H
@@ -93,7 +93,9 @@ class FusedSteps:
             probabilities.mul_(self.total)  # now gamma
             torch.mul(sign, self.total, out=self.slope[t])
             if self.weights[t]:
-                everywhere = softplus(logits).sum()
+                # softplus(l) = -log(1 - psi), quicker, and as right as the digits of psi.
+                absences = torch.sub(1, psi, out=self.d_errors).clamp_min_(self.smallest)
+                everywhere = -absences.log_().sum()
                 logits.mul_(images)
                 own = torch.dot(logits.view(-1), self.gamma[t].view(-1))
                 loss += self.weights[t] * float(everywhere - own)

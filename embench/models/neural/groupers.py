@@ -65,6 +65,7 @@ class NeuralGrouper(BaseEstimator, ABC):
         "n_test_steps": [Interval(Integral, 1, None, closed="left"), None],
         "n_init": [Interval(Integral, 1, None, closed="left"), None],
         "noise": [Interval(Real, 0, 1, closed="left"), None],
+        "noise_end": [Interval(Real, 0, 1, closed="left"), None],
         "noise_type": [StrOptions({"bitflip", "masked_uniform", "none"}), None],
         "kl_weight": [Interval(Real, 0, None, closed="left"), None],
         "prior": [Interval(Real, 0, 1, closed="left"), None],
@@ -93,6 +94,7 @@ class NeuralGrouper(BaseEstimator, ABC):
         n_test_steps: int | None = None,
         n_init: int | None = None,
         noise: float | None = None,
+        noise_end: float | None = None,
         noise_type: NoiseType | None = None,
         kl_weight: float | None = None,
         prior: float | None = None,
@@ -117,6 +119,7 @@ class NeuralGrouper(BaseEstimator, ABC):
         self.n_test_steps = n_test_steps
         self.n_init = n_init
         self.noise = noise
+        self.noise_end = noise_end
         self.noise_type = noise_type
         self.kl_weight = kl_weight
         self.prior = prior
@@ -400,6 +403,7 @@ class RNNEM(NeuralGrouper):
         n_init: First responsibilities tried there for each image; those of the largest likelihood
             in the end are kept.
         noise: Share of the pixels that are hit, anew in each step of training.
+        noise_end: Where that share goes in the course of the training; None: it stays.
         noise_type: "bitflip", "masked_uniform" or "none".
         kl_weight: Weight of the KL term.
         prior: What a group is to predict where it has nothing to say.

@@ -35,6 +35,7 @@ class Recipe:
     encoder: Coder = "none"
     decoder: Coder = "none"
     noise_type: NoiseType = "bitflip"
+    noise_end: float | None = None
     kl_weight: float = 1.0
     prior: float = 0.0
     loss_steps: LossSteps = "all"
@@ -73,10 +74,11 @@ QUICK = Recipe(
     n_steps=5,
     n_test_steps=10,
     noise=0.02,
-    lr=5e-3,
+    lr=1e-2,
+    batch_size=32,
     schedule="cosine",
     averaging=0.999,
-    max_updates=2500,
+    max_updates=3000,
 )
 
 PUBLISHED = Recipe(
@@ -92,7 +94,9 @@ PUBLISHED = Recipe(
 
 PRESETS: Mapping[str, Recipe] = {
     "quick": QUICK,
-    "standard": replace(QUICK, n_components=3, hidden=128, n_steps=6, lr=3e-3, max_updates=5000),
+    "standard": replace(
+        QUICK, n_components=3, hidden=128, n_steps=6, n_test_steps=20, n_init=4, max_updates=6000
+    ),
     "gaussian": replace(
         QUICK,
         pixels="gaussian",

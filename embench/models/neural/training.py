@@ -46,7 +46,8 @@ class Trainer:
         cpu_seconds: Ends the training if it comes first, and then the learning rate depends on it.
 
     Attributes: ``done``, the updates so far; ``averaged``, a network whose weights are running
-    averages, or the network itself if the recipe has none.
+    averages, or the network itself if the recipe has none; ``gradient``, what leaves the gradient
+    of a batch in the parameters: by hand where that can be, else `gradient_by_autograd`.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Trainer:
         self._averages: list[Tensor] = list(self.averaged.parameters())
         self._dtype = self._parameters[0].dtype
         self._optimizer = torch.optim.Adam(self._parameters, lr=recipe.lr, fused=True)
-        self._gradient = self._by_hand() or self._by_autograd
+        self.gradient: Gradient = self._by_hand() or self.gradient_by_autograd
 
     @property
     def progress(self) -> float:
@@ -80,10 +81,10 @@ class Trainer:
         An update without a finite loss changes nothing.
         """
         start = time.process_time()
-        film, gamma = self._batch()
+        film, gamma = self.batch()
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate()
-        value = self._gradient(film, gamma)
+        value = self.gradient(film, gamma)
         if self.recipe.max_gradient:
             nn.utils.clip_grad_norm_(self._parameters, self.recipe.max_gradient)
         if math.isfinite(value):
@@ -98,7 +99,7 @@ class Trainer:
     def loss(self, X: FloatArray) -> float:
         """Loss of other images, a mean over them [nat]; the same draws at every call."""
         generator = self._generator(2)
-        return loss(self.averaged, self.recipe, *self._seen(X, generator)).item()
+        return loss(self.averaged, self.recipe, *self._seen(X, self.recipe.noise, generator)).item()
 
     def state(self) -> dict[str, Any]:
         """All that the next update depends on."""
@@ -117,26 +118,36 @@ class Trainer:
         self.averaged.load_state_dict(state["averaged"])
         self._optimizer.load_state_dict(state["optimizer"])
 
-    def _batch(self) -> tuple[Film, Tensor]:
+    def batch(self) -> tuple[Film, Tensor]:
         """What update number ``done`` sees, and its first responsibilities."""
-        return self._seen(self._X[self._rows()], self._generator(0, self.done))
+        images, generator = self._X[self._rows()], self._generator(0, self.done)
+        return self._seen(images, self._noise(), generator)
 
-    def _seen(self, X: FloatArray, generator: torch.Generator) -> tuple[Film, Tensor]:
+    def gradient_by_autograd(self, film: Film, gamma: Tensor) -> float:
+        """Leave the gradient of the loss in the parameters, and return the loss [nat]."""
+        self._optimizer.zero_grad()
+        value = loss(self.network, self.recipe, film, gamma)
+        value.backward()
+        return value.item()
+
+    def _seen(self, X: FloatArray, noise: float, generator: torch.Generator) -> tuple[Film, Tensor]:
         """What the network sees of images, and first responsibilities."""
         recipe, images = self.recipe, torch.as_tensor(X, dtype=self._dtype)
         if images.ndim == 2:
             seen = clean = still(images, recipe.n_steps)
         else:
             seen, clean = frames(images)
-        noisy = corrupted(seen, recipe.noise_type, recipe.noise, generator)
+        noisy = corrupted(seen, recipe.noise_type, noise, generator)
         first = first_responsibilities(recipe.n_components, clean[0], generator)
         return Film(noisy, clean), first
 
     def _rows(self) -> IntArray:
         """Images of update number ``done``: of passes in random order, one after the other."""
-        places = self.done * self.recipe.batch_size + np.arange(self.recipe.batch_size)
-        passes, within = np.divmod(places, len(self._X))
-        return np.concatenate([self._order(i)[within[passes == i]] for i in np.unique(passes)])
+        n, size = len(self._X), self.recipe.batch_size
+        first = self.done * size
+        passes = range(first // n, (first + size - 1) // n + 1)
+        orders = np.concatenate([self._order(i) for i in passes])
+        return orders[first - passes[0] * n :][:size]
 
     def _order(self, i: int) -> IntArray:
         """Of pass number i over the images; the last one asked for is remembered."""
@@ -149,6 +160,11 @@ class Trainer:
         """One for this purpose alone."""
         [seed] = np.random.SeedSequence(self._seed, spawn_key=key).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(seed) >> 1)
+
+    def _noise(self) -> float:
+        """Share of pixels that are hit; it goes straight to where it is to end."""
+        start, end = self.recipe.noise, self.recipe.noise_end
+        return start if end is None else start + (end - start) * self.progress
 
     def _rate(self) -> float:
         """The learning rate."""
@@ -165,12 +181,6 @@ class Trainer:
             return None
         steps = FusedSteps(self.network, self.recipe, self.recipe.batch_size)
         return lambda film, gamma: steps(film.clean[0], film.noisy, gamma)
-
-    def _by_autograd(self, film: Film, gamma: Tensor) -> float:
-        self._optimizer.zero_grad()
-        value = loss(self.network, self.recipe, film, gamma)
-        value.backward()
-        return value.item()
 
     @torch.no_grad()
     def _average(self) -> None:

@@ -123,11 +123,11 @@ class FusedSteps:
         n = T * K * B
         d_inputs, d_logits = self.d_inputs.view(n, H), self.d_logits.view(n, D)
         before, after = self.hidden[:-1].reshape(-1, H), self.d_inputs[1:].reshape(-1, H)
-        cell.input.weight.grad = d_inputs.T @ self.errors.view(n, D)
-        cell.input.bias.grad = d_inputs.sum(0)
-        cell.recurrent.weight.grad = after.T @ before
-        output.weight.grad = d_logits.T @ self.hidden.view(n, H)
-        output.bias.grad = d_logits.sum(0)
+        torch.mm(d_inputs.T, self.errors.view(n, D), out=_grad(cell.input.weight))
+        torch.sum(d_inputs, 0, out=_grad(cell.input.bias))
+        torch.mm(after.T, before, out=_grad(cell.recurrent.weight))
+        torch.mm(d_logits.T, self.hidden.view(n, H), out=_grad(output.weight))
+        torch.sum(d_logits, 0, out=_grad(output.bias))
 
     def _d_psi(self, noisy: Tensor, t: int) -> Tensor:
         """Gradient in psi by what comes of it: gamma, and the errors of the next step, if any.
@@ -148,3 +148,10 @@ class FusedSteps:
         torch.sum(shared, 0, out=self.total)
         d_gamma.sub_(self.total).mul_(self.slope[t])
         return d_gamma if is_last else d_gamma.addcmul_(gamma, d_errors, value=-1)
+
+
+def _grad(parameter: Tensor) -> Tensor:
+    """Where its gradient goes: memory that is there already, after the first time."""
+    if parameter.grad is None:
+        parameter.grad = torch.empty_like(parameter)
+    return parameter.grad

@@ -95,7 +95,14 @@ PUBLISHED = Recipe(
 PRESETS: Mapping[str, Recipe] = {
     "quick": QUICK,
     "standard": replace(
-        QUICK, n_components=3, hidden=128, n_steps=6, n_test_steps=20, n_init=4, max_updates=6000
+        QUICK,
+        n_components=3,
+        hidden=128,
+        n_steps=6,
+        n_init=4,
+        noise=0.1,
+        noise_end=0.0,
+        max_updates=7000,
     ),
     "gaussian": replace(
         QUICK,

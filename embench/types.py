@@ -395,6 +395,10 @@ class Training(Protocol):
         """How good it is so far on data that it does not learn from, by name."""
         ...
 
+    def facts(self) -> Mapping[str, Any]:
+        """What else is to be known of it, beside what was asked for."""
+        ...
+
     def predictions(self) -> tuple[IntArray, IntArray] | None:
         """True groups of such data and those it predicts, for the judge; None if there are none."""
         ...

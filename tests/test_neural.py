@@ -564,7 +564,7 @@ def test_the_command_line_trains_and_shows_groups(images_suite, tmp_path):
     done = CliRunner().invoke(main, [*asked, "--out", str(out)])
 
     assert done.exit_code == 0, done.output
-    assert "2/2  held out loss" in done.output
+    assert "2/2  held-out loss" in done.output
     assert {path.name for path in out.iterdir()} >= {"rnn-em.pt", "progress.png", STATE}
     shown = CliRunner().invoke(
         main,

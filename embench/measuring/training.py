@@ -23,7 +23,7 @@ STATE = "training.pt"
 """The file that an interrupted training goes on from."""
 
 SAVED_EVERY = 5.0
-"""Seconds of work from one saved state to the next: all that can be lost."""
+"""CPU seconds from one saved state to the next: all that can be lost."""
 
 AT_A_TIME = 100
 """Updates between two looks at the clock."""
@@ -37,7 +37,7 @@ FIRST_SEED = 2**32
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is: what it is found to be worth, after seconds of all sessions."""
+    """How far a training is: what it is found to be worth, after CPU seconds of all sessions."""
 
     update: int
     n_updates: int
@@ -46,8 +46,8 @@ class Progress:
 
     def __str__(self) -> str:
         """One line."""
-        words = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in self.findings.items()]
-        return f"{self.update}/{self.n_updates}  {', '.join(words)}, after {self.seconds:.0f} s"
+        words = ", ".join(f"{name} {value:.4f}" for name, value in self.findings.items())
+        return f"{self.update}/{self.n_updates}  {words}, after {self.seconds:.0f} CPU s"
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Session:
 
 
 def train(
-    spec: Spec,
+    model: Spec,
     suite: Suite,
     folder: Path,
     *,
@@ -73,7 +73,7 @@ def train(
     The weights do not depend on when or how often the training was interrupted.
 
     Args:
-        spec: A model that learns before it fits, such as "amortised-em" or "rnn-em:preset=quick".
+        model: One that learns before it fits, such as "amortised-em" or "rnn-em:preset=quick".
         suite: What to learn from: its datasets and ``threads``.
         folder: Of the weights, ``<model>.pt``, what is known of them, ``provenance.json``, and the
             state to resume from.
@@ -89,17 +89,16 @@ def train(
         InputError: The model does not learn, a dataset cannot be learned from, or the folder holds
             another training or cannot be written.
     """
-    model = trainable(spec)
     plan = {
-        "model": spec.name,
-        "params": dict(spec.params),
+        "model": model.name,
+        "params": dict(model.params),
         "suite": suite.model_dump(mode="json", include={"description", "datasets"}),
         "n_updates": n_updates,
         "batch_size": batch_size,
         "seed": seed,
     }
     with limited_threads(suite.threads):
-        training = model.training(_drawer(suite), seed, n_updates, batch_size)
+        training = trainable(model).training(_drawer(suite), seed, n_updates, batch_size)
         session = _resumed(training, plan, folder)
         yield from session.curve
         every, saved = max(1, round(training.n_updates / N_REPORTS)), session.seconds
@@ -154,19 +153,19 @@ def _drawer(suite: Suite) -> Draw:
 
 
 def _pulled(training: Training, every: int) -> float:
-    """Some updates, to the next judgement at most, and the seconds that they took."""
+    """Some updates, to the next judgement at most, and the CPU seconds that they took."""
     n = min(AT_A_TIME, every - training.done % every)
     with metered("cpu") as reading:
         for _ in range(n):
             if not training.is_finished:
                 training.update()
-    return reading.seconds
+    return reading.cpu_seconds
 
 
 def _judged(training: Training, seconds: float) -> Progress:
     findings = dict(training.findings())
     if (predicted := training.predictions()) is not None:
-        findings["ami"] = mean_ami(*predicted)
+        findings["AMI"] = mean_ami(*predicted)
     return Progress(training.done, training.n_updates, seconds, findings)
 
 
@@ -197,13 +196,17 @@ def _save(training: Training, session: Session, folder: Path) -> None:
 
 def _finish(training: Training, session: Session, folder: Path) -> None:
     """Write the weights and what is known of them."""
-    last = session.curve[-1]
     provenance = {
         **session.plan,
-        "n_updates": training.done,
-        "seconds": session.seconds,
-        **last.findings,
+        **training.facts(),
+        "cpu_seconds": session.seconds,
+        **{_key(name): value for name, value in session.curve[-1].findings.items()},
         "environment": describe(),
     }
     training.save(weights_file(folder, session.plan["model"]), provenance)
     (folder / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+
+
+def _key(name: str) -> str:
+    """What is found as a key: "held-out NLL" is held_out_nll."""
+    return name.lower().replace("-", "_").replace(" ", "_")

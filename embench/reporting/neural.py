@@ -17,14 +17,6 @@ PANEL_INCHES = 1.15
 CURVE_INCHES = (4.2, 3.0)
 
 
-TITLES = {
-    "ami": "AMI",
-    "held_out_loss": "held-out loss [nat]",
-    "held_out_nll": "held-out NLL [nat]",
-}
-"""What findings are called on an axis."""
-
-
 def groups(
     image: FloatArray, psi: FloatArray, gamma: FloatArray, image_shape: tuple[int, int]
 ) -> Figure:
@@ -65,7 +57,7 @@ def progress(findings: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
     """What a training was found to be worth against its updates: a panel for each finding.
 
     Args:
-        findings: (update, value) by name, such as "held_out_loss" [nat] and "ami".
+        findings: (update, value) by name, such as "held-out loss" and "AMI".
     """
     return _curves(findings, "updates")
 
@@ -76,7 +68,7 @@ def agreement_by_step(ami: Sequence[float]) -> Figure:
     Args:
         ami: After step 1, 2, ....
     """
-    return _curves({"ami": list(enumerate(ami, start=1))}, "EM steps")
+    return _curves({"AMI": list(enumerate(ami, start=1))}, "EM steps")
 
 
 def _curves(findings: Mapping[str, Sequence[tuple[int, float]]], unit: str) -> Figure:
@@ -86,8 +78,8 @@ def _curves(findings: Mapping[str, Sequence[tuple[int, float]]], unit: str) -> F
         figure.subplots(1, len(findings), squeeze=False)[0], findings.items(), strict=True
     ):
         axis.plot(*zip(*points, strict=True), marker=".")
-        axis.set(xlabel=unit, ylabel=TITLES.get(name, name.replace("_", " ")))
-        if name == "ami":
+        axis.set(xlabel=unit, ylabel=name)
+        if name == "AMI":
             axis.set_ylim(min(0.0, *(value for _, value in points)) - 0.02, 1.0)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axis.grid(alpha=0.3)

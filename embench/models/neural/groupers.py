@@ -277,8 +277,8 @@ class NeuralGrouper(BaseEstimator, ABC):
 
     @property
     def training_seconds(self) -> float:
-        """What the training behind ``checkpoint`` took, once, before any fit [s]."""
-        return float(self._trained().provenance["seconds"])
+        """What the training behind ``checkpoint`` took of the CPU, once, before any fit [s]."""
+        return float(self._trained().provenance["cpu_seconds"])
 
     def _take(self, X: FloatArray) -> int:
         """Be as the checkpoint says; 0, the updates done here."""
@@ -300,7 +300,7 @@ class NeuralGrouper(BaseEstimator, ABC):
 
     def _trained(self) -> Checkpoint:
         if self.checkpoint is None:
-            raise ValueError("expected a checkpoint: this model learns when it is fitted")
+            raise AttributeError("no checkpoint: this model learns when it is fitted")
         return Checkpoint.load(self.checkpoint, self.name)
 
     def _parts(self, X: FloatArray) -> Iterator[Tensor]:

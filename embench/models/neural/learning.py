@@ -34,7 +34,7 @@ class GrouperTraining:
         if "image_shape" in model.get_params():
             model.set_params(image_shape=data.image_shape)
         self.model, self._X, self._truth = model, data.X_test[:N_JUDGED], data.y_test[:N_JUDGED]
-        self._trainer = model.trainer(data.X_train)
+        self._trainer, self._n_images = model.trainer(data.X_train), len(data.X_train)
 
     @property
     def done(self) -> int:
@@ -59,7 +59,11 @@ class GrouperTraining:
 
     def findings(self) -> dict[str, float]:
         """The loss of images that it does not learn from [nat]."""
-        return {"held_out_loss": self._trainer.loss(self._X)}
+        return {"held-out loss": self._trainer.loss(self._X)}
+
+    def facts(self) -> dict[str, int]:
+        recipe = self.model.recipe_
+        return {"n_updates": self.done, "batch_size": recipe.batch_size, "n_images": self._n_images}
 
     def predictions(self) -> tuple[IntArray, IntArray]:
         """Groups of the pixels of these images, as they are and as they are found."""

@@ -66,8 +66,15 @@ class OperatorTraining:
         """Mean NLL [nat] of new samples of datasets that it does not learn from, and EM's."""
         operator = self._trainer.operator
         return {
-            "held_out_nll": self._nll(operator, operator.n_steps),
-            f"held_out_nll_of_em_after_{EM_STEPS}_steps": self._nll_of_em,
+            "held-out NLL": self._nll(operator, operator.n_steps),
+            f"held-out NLL of EM after {EM_STEPS} steps": self._nll_of_em,
+        }
+
+    def facts(self) -> dict[str, int]:
+        return {
+            "n_updates": self.n_updates,
+            "batch_size": self.batch_size,
+            "n_datasets": self.n_updates * self.batch_size,
         }
 
     def predictions(self) -> tuple[IntArray, IntArray] | None:

@@ -29,6 +29,7 @@ from embench.models.grouping.bernoulli import BernoulliMixture
 from embench.models.grouping.bounds import ConnectedComponents, RandomGroups
 from embench.models.grouping.coordinates import PixelGMM, PixelKMeans
 from embench.models.grouping.kmeans import k_means
+from embench.reporting.plots import figures
 from embench.types import InputError, Spec, task_of
 
 NAMES = (
@@ -498,6 +499,11 @@ def test_a_comparison_of_groupers_goes_by_their_groups(tmp_path):
     assert "Take pixel-kmeans: AMI 0." in text
     assert "random-groups against pixel-kmeans: AMI worse by" in text
     assert "excess" not in text
+    drawn = figures(found)
+    assert {"default-groups-against-time", "default-agreement"} <= drawn.keys()
+    assert "default-quality-against-time" not in drawn
+    for figure in drawn.values():
+        figure.draw_without_rendering()
 
 
 def test_component_counts_must_be_known_or_said():

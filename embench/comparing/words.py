@@ -318,12 +318,7 @@ def _scale(value: float, unit: str) -> tuple[float, str]:
 
 
 def _number(value: float, unit: str) -> str:
-    """A scaled value: four decimals for nat, else three significant digits.
-
-    What has no unit and is nearly nothing, such as an agreement by chance, is nothing.
-    """
-    if not unit and abs(value) < 5e-4:
-        return "0.000"
+    """A scaled value: four decimals for nat, else three significant digits."""
     if unit == "nat" and (abs(value) >= 1e-3 or abs(value) < 1e-9):
         return f"{value:.4f}"
     return significant(value, 2 if unit == "nat" else 3)

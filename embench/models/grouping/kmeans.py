@@ -25,7 +25,7 @@ def k_means(X: FloatArray, uniforms: FloatArray, max_iter: int) -> Clusters:
         X: Points, shape (n_problems, n_points, n_features) [u].
         uniforms: Numbers in [0, 1), (n_init, n_components), that choose the starts: the same for
             all problems, so that what is found of one does not depend on the others.
-        max_iter: Largest number of iterations; mostly it takes fewer than ten until none moves.
+        max_iter: Largest number of iterations; ends when no centre of any problem moves.
 
     Source:
         Lloyd (1982); Arthur and Vassilvitskii (2007), k-means++.

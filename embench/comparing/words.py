@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import pandas as pd
 
 from embench.comparing.change import Change, change
-from embench.comparing.findings import Failure, Overall
+from embench.comparing.findings import Failure, Overall, Payback
 from embench.comparing.frames import by_label, metric_values, natural, overlap
 from embench.comparing.stats import Interval
 from embench.comparing.summary import recommend
@@ -110,6 +110,18 @@ def overall_sentence(overall: Overall) -> str:
     nll = overall.nll
     counts = [f"{verdict} on {nll[verdict]}" for verdict in _VERDICTS if verdict in nll]
     return f"{text}; NLL {', '.join(counts)}" if counts else text
+
+
+def payback_sentence(payback: Payback) -> str:
+    """What a training took, and after how many fits it has paid."""
+    took = f"{payback.candidate} was trained for {quantity(payback.training_seconds, 's')}"
+    if payback.n_fits is None:
+        return f"{took} and saves no time against {payback.baseline}"
+    saved = quantity(payback.saved_seconds, "s")
+    return (
+        f"{took} and saves {saved} a fit against {payback.baseline}: it has paid after "
+        f"{payback.n_fits:,} fits"
+    )
 
 
 def failure_sentence(failure: Failure) -> str:

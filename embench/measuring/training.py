@@ -19,11 +19,11 @@ from embench.measuring.plan import Suite
 from embench.measuring.trial import limited_threads
 from embench.models.starts import starting_mixture
 from embench.models.unrolled.amortised import LearnedEM
+from embench.models.unrolled.bridge import stacked
 from embench.models.unrolled.checkpoint import Checkpoint, read, write
-from embench.models.unrolled.em_map import Mixtures
 from embench.models.unrolled.operators import EMOperator
 from embench.models.unrolled.training import Task, Trainer, nlls
-from embench.types import Dataset, InputError, Mixture, Spec
+from embench.types import Dataset, InputError, Spec
 
 STATE = "training.pt"
 """The file that an interrupted training goes on from."""
@@ -170,7 +170,7 @@ def _task(spec: Spec, seeds: list[int]) -> Task:
     return Task(
         torch.as_tensor(np.stack([data.X_train for data in made])),
         torch.as_tensor(np.stack([data.X_test for data in made])),
-        _stacked(starts),
+        stacked(starts),
     )
 
 
@@ -179,15 +179,6 @@ def _check(spec: Spec, data: Dataset) -> None:
     if data.n_components is None or data.Y_train is not None:
         lacking = "a number of components" if data.n_components is None else "a density of X alone"
         raise InputError(f"{spec}: cannot be learned from: it has not {lacking}")
-
-
-def _stacked(starts: list[Mixture]) -> Mixtures:
-    """Starts of the datasets as one value."""
-    weights, means, covariances = (
-        torch.as_tensor(np.stack(part))
-        for part in zip(*((s.weights, s.means, s.covariances) for s in starts), strict=True)
-    )
-    return Mixtures(weights.log(), means, torch.linalg.cholesky(covariances))
 
 
 def _held_out_nll(operator: EMOperator, tasks: list[Task], n_steps: int) -> float:

@@ -31,6 +31,7 @@ from embench.types import (
     Mixture,
     MixtureModel,
     Model,
+    PretrainedModel,
     Record,
     Trial,
 )
@@ -96,6 +97,7 @@ def _run(trial: Trial, disposable: bool) -> Record:
         cpu_seconds=median(reading.cpu_seconds for reading in readings),
         peak_memory=readings[0].peak_memory,
         gpu_peak_memory=readings[0].gpu_peak_memory,
+        training_seconds=fitted.training_seconds if isinstance(fitted, PretrainedModel) else None,
     )
     environment = describe(trial.device)
     remarks = (

@@ -123,8 +123,8 @@ class Problem:
 @click.option("--datasets", type=click.IntRange(min=5), default=256, show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--n-samples", type=click.IntRange(min=10), default=500, show_default=True)
-@click.option("--updates", type=click.IntRange(min=0), default=0, show_default=True,
-              help="Of an unrolled layer's training on each dataset, which is slow; 0 for none.")  # fmt: skip
+@click.option("--updates", type=click.IntRange(min=0), default=0,
+              help="Of an unrolled layer's training on each dataset: slow.  [0: none]")  # fmt: skip
 @click.option("--figure", type=click.Path(path_type=Path), help="Draw NLL against steps there.")
 @click.option("--quick", is_flag=True, help="Fewer datasets: seconds.")
 def main(
@@ -194,7 +194,7 @@ def _print_times(
             n_iter = int(as_good[0]) + 1 if len(as_good) else _steps_to_rest(curve)
             for dtype in (torch.float64, torch.float32):
                 ours, theirs = _interleaved(problem, operator.to(dtype), n_iter, dtype, rounds)
-                seconds = Checkpoint.load(shipped(model)).provenance["seconds"]
+                seconds = Checkpoint.load(shipped(model)).provenance["cpu_seconds"]
                 drawn.add_row(
                     name, model, str(dtype).removeprefix("torch."),
                     significant(1e3 * ours), significant(1e3 * theirs),

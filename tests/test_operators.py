@@ -208,7 +208,7 @@ def test_shipped_weights_say_where_they_come_from(model):
     found = registry.load("model", model)()._trained()
 
     assert found.provenance["model"] == model
-    assert found.provenance["seconds"] == make_model(model).training_seconds > 0
+    assert found.provenance["cpu_seconds"] == make_model(model).training_seconds > 0
     assert found.provenance["suite"]["datasets"] == load_suite("training").model_dump(
         mode="json", include={"datasets"}
     )["datasets"]  # fmt: skip
@@ -317,7 +317,7 @@ def test_weights_are_a_model_with_what_is_known_of_them(tmp_path):
     assert own.score(X) != shipped.score(X)
     told = json.loads((tmp_path / "provenance.json").read_text())
     assert told["n_datasets"] == 200
-    assert own.training_seconds == told["seconds"]
+    assert own.training_seconds == told["cpu_seconds"]
     versions = {
         registry.version("model", Spec("amortised-em", params))
         for params in ({}, {"checkpoint": str(path)})
@@ -396,7 +396,7 @@ def test_what_is_no_checkpoint_is_said(content, tmp_path):
 
 def test_weights_of_the_other_model_are_refused(tmp_path):
     path = tmp_path / "weights.pt"
-    Checkpoint(operator("recurrent"), {"seconds": 1.0}).save(path)
+    Checkpoint(operator("recurrent"), {"cpu_seconds": 1.0}).save(path)
 
     with pytest.raises(InputError, match="which is feed-forward, got weights that are recurrent"):
         make_model("amortised-em", checkpoint=path).fit(np.eye(3))

@@ -47,7 +47,7 @@ FIRST_SEED = 2**32
 @dataclass(frozen=True)
 class Progress:
     """How far a training is: mean NLL [nat] of new samples of datasets that it does not learn
-    from, and that of EM after `EM_STEPS` steps from the same starts; seconds of all sessions."""
+    from, and that of EM after `EM_STEPS` steps from the same starts; CPU seconds so far."""
 
     update: int
     n_updates: int
@@ -61,7 +61,7 @@ class Progress:
         side = "below" if gain >= 0 else "above"
         return (
             f"{self.update}/{self.n_updates}  held-out NLL {self.nll:.4f} nat, {abs(gain):.4f} "
-            f"{side} {EM_STEPS} steps of EM, after {self.seconds:.0f} s"
+            f"{side} {EM_STEPS} steps of EM, after {self.seconds:.0f} CPU s"
         )
 
 
@@ -115,7 +115,7 @@ def train(
             with metered("cpu") as reading:
                 for _ in range(min(SAVED_EVERY, n_updates - trainer.done)):
                     trainer.update(task(trainer.done))
-            seconds += reading.seconds
+            seconds += reading.cpu_seconds
             _save({"plan": plan, "seconds": seconds, "trainer": trainer.state()}, folder)
             if trainer.done % every == 0 and trainer.done < n_updates:
                 nll = _held_out_nll(trainer.operator, unseen, trainer.operator.n_steps)
@@ -217,7 +217,7 @@ def _finish(trainer: Trainer, plan: Mapping[str, Any], progress: Progress, folde
     provenance = {
         **plan,
         "n_datasets": plan["n_updates"] * plan["batch_size"],
-        "seconds": progress.seconds,
+        "cpu_seconds": progress.seconds,
         "held_out_nll": progress.nll,
         f"held_out_nll_of_em_after_{EM_STEPS}_steps": progress.em_nll,
         "environment": describe(),

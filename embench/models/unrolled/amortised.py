@@ -71,8 +71,8 @@ class LearnedEM(MixtureByEM, ABC):
 
     @property
     def training_seconds(self) -> float:
-        """What the training took, once, before any fit [s]."""
-        return float(self._trained().provenance["seconds"])
+        """What the training took of the CPU, once, before any fit [s]."""
+        return float(self._trained().provenance["cpu_seconds"])
 
     def _trained(self) -> Checkpoint:
         """The weights and where they come from.

@@ -26,8 +26,8 @@ SHIPPED = Path(str(resources.files("embench.models.unrolled"))) / "weights"
 class Checkpoint:
     """A trained operator, and what it was trained on, by what and for how long.
 
-    ``provenance`` is what `embench train` says of it: suite, seed, updates, n_datasets, seconds of
-    training, NLL on held-out datasets and the environment.
+    ``provenance`` is what `embench train` says of it: suite, seed, updates, n_datasets, CPU seconds
+    of training, NLL on held-out datasets and the environment.
     """
 
     operator: EMOperator

@@ -4,9 +4,10 @@ Datasets that no training has seen, all models from the same starts: the mean NL
 samples beyond the truth's, after T steps of EM, of `unrolled-em`'s layer trained on each dataset
 for so many steps, of `amortised-em` and of `recurrent-em` (EM's steps after the learned ones); on
 the distribution of the training and on others. Then CPU seconds per dataset of the operators, all
-datasets side by side, against a loop over scikit-learn that does as many iterations as it takes to
-be as good, interleaved, medians over the rounds, in one thread; and the number of datasets from
-which on the training has paid. ``python benchmarks/amortised.py --help`` says more.
+datasets side by side, for a whole pass and for as many of its steps as it takes to be as good as
+the other, against a loop over scikit-learn that does as many iterations as it takes; interleaved,
+medians over the rounds, in one thread; and the number of datasets after which the training has
+paid. ``python benchmarks/amortised.py --help`` says more.
 """
 
 from __future__ import annotations
@@ -48,6 +49,12 @@ from embench.types import Dataset, Mixture
 MODELS = ("amortised-em", "recurrent-em")
 STEPS = (1, 2, 3, 5, 10, 20, 50)
 UNROLLED_STEPS = (1, 2, 3, 5)
+LONGEST = 200
+"""Steps after which EM is at its best: held-out NLL rises again before."""
+
+TIE = 1e-3
+"""NLLs this close are equal [nat]."""
+
 LOOPED = 32
 """Datasets that the loop over scikit-learn is timed on."""
 
@@ -133,7 +140,7 @@ def main(
     """Amortised EM: quality, time, and when the training has paid."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=120)
     datasets = 10 if quick else datasets
     cells = {
         name: Problem.drawn(datasets, **{**SEEN, "n_samples": n_samples, **own})
@@ -146,7 +153,7 @@ def main(
     for name, table in rows.groupby("cell", sort=False):
         _print_quality(console, str(name), table)
     console.print(Text("\nCPU time per dataset [ms]", style="bold"))
-    _print_times(console, {name: cells[name] for name in list(cells)[:2]}, rows, rounds)
+    _print_times(console, {name: cells[name] for name in list(cells)[:2]}, rounds)
     if figure:
         _draw(rows).savefig(figure, dpi=110, facecolor="white")
         console.print(f"figure: {figure}")
@@ -176,71 +183,67 @@ def _print_quality(console: Console, name: str, rows: pd.DataFrame) -> None:
     console.print(drawn)
 
 
-def _print_times(
-    console: Console, cells: Mapping[str, Problem], rows: pd.DataFrame, rounds: int
-) -> None:
+def _print_times(console: Console, cells: Mapping[str, Problem], rounds: int) -> None:
+    """To the NLL that both reach: that of the whole pass, or the best of EM if it is no better."""
     drawn = empty_table(
-        "", "model", "dtype", "own", "scikit-learn", "iterations", "ratio", "pays after"
-    )
+        "", "model", "dtype", "pass", "steps", "as good", "iterations", "scikit-learn", "ratio",
+        "pays after",
+    )  # fmt: skip
     for name, problem in cells.items():
-        curve = problem.excess(_operators()["em"], 200)
+        of_em = problem.excess(_operators()["em"], LONGEST)
         for model in MODELS:
-            operator = Checkpoint.load(shipped(model)).operator
-            own = rows[
-                (rows.cell == name) & (rows.model == model) & (rows["T"] == operator.n_steps)
-            ]
-            as_good = np.flatnonzero(curve <= own["excess"].iloc[0])
-            # Never as good: then as many as it takes to come within 0.001 nat of its own best.
-            n_iter = int(as_good[0]) + 1 if len(as_good) else _steps_to_rest(curve)
+            checkpoint = Checkpoint.load(shipped(model))
+            operator = checkpoint.operator
+            own = problem.excess(_operators()[model], operator.n_steps)
+            level = max(own[-1], of_em.min()) + TIE
+            n_steps, n_iter = (int(np.argmax(path <= level)) + 1 for path in (own, of_em))
             for dtype in (torch.float64, torch.float32):
-                ours, theirs = _interleaved(problem, operator.to(dtype), n_iter, dtype, rounds)
-                seconds = Checkpoint.load(shipped(model)).provenance["cpu_seconds"]
+                work = _Work(problem, operator.to(dtype), dtype)
+                whole, ours, theirs = work.seconds(n_steps, n_iter, rounds)
+                paid = checkpoint.provenance["cpu_seconds"] / (theirs - whole)
                 drawn.add_row(
-                    name, model, str(dtype).removeprefix("torch."),
-                    significant(1e3 * ours), significant(1e3 * theirs),
-                    f"{n_iter}" if len(as_good) else f"{n_iter}, never as good",
-                    f"{theirs / ours:.0f}", f"{seconds / (theirs - ours):,.0f} datasets",
+                    name, model, str(dtype).removeprefix("torch."), significant(1e3 * whole),
+                    str(n_steps), significant(1e3 * ours), str(n_iter), significant(1e3 * theirs),
+                    significant(theirs / ours), f"{paid:,.0f}" if paid > 0 else "never",
                 )  # fmt: skip
     console.print(drawn)
 
 
-def _steps_to_rest(curve: np.ndarray[Any, Any]) -> int:
-    return int(np.flatnonzero(curve <= curve.min() + 1e-3)[0]) + 1
+class _Work:
+    """The same datasets from the same starts, side by side or one after another."""
 
+    def __init__(self, problem: Problem, operator: EMOperator, dtype: torch.dtype) -> None:
+        self._problem, self._operator, self._task = problem, operator, problem.task(dtype)
+        self._samples = [X.numpy() for X in self._task.X[:LOOPED]]
 
-def _interleaved(
-    problem: Problem, operator: EMOperator, n_iter: int, dtype: torch.dtype, rounds: int
-) -> tuple[float, float]:
-    """CPU seconds per dataset of the operator and of scikit-learn, medians."""
-    task = problem.task(dtype)
-    fits = [
-        GaussianMixture(
-            start.n_components,
-            weights_init=start.weights,
-            means_init=start.means,
-            precisions_init=np.linalg.inv(start.covariances),
-            max_iter=n_iter,
-            tol=0,
+    def seconds(self, n_steps: int, n_iter: int, rounds: int) -> tuple[float, float, float]:
+        """CPU seconds per dataset, medians of interleaved rounds: of a whole pass, of so many of
+        its steps, and of so many iterations of scikit-learn."""
+        works = (
+            (lambda: self._ours(None), len(self._problem.data)),
+            (lambda: self._ours(n_steps), len(self._problem.data)),
+            (lambda: self._theirs(n_iter), len(self._samples)),
         )
-        for start in problem.starts[:LOOPED]
-    ]
-    samples = [X.numpy() for X in task.X[:LOOPED]]
+        for work, _ in works:
+            work()
+        found = [[_seconds(work) / count for work, count in works] for _ in range(rounds)]
+        whole, ours, theirs = (median(column) for column in zip(*found, strict=True))
+        return whole, ours, theirs
 
-    def ours() -> None:
+    def _ours(self, n_steps: int | None) -> None:
         with torch.no_grad():
-            operator(task.X, task.start)
+            self._operator(self._task.X, self._task.start, n_steps=n_steps)
 
-    def theirs() -> None:
-        for fit, X in zip(fits, samples, strict=True):
-            fit.fit(X)
-
-    ours()
-    theirs()
-    seconds = [(_seconds(ours), _seconds(theirs)) for _ in range(rounds)]
-    return (
-        median(own for own, _ in seconds) / len(problem.data),
-        median(other for _, other in seconds) / len(fits),
-    )
+    def _theirs(self, n_iter: int) -> None:
+        for start, X in zip(self._problem.starts, self._samples, strict=False):
+            GaussianMixture(
+                start.n_components,
+                weights_init=start.weights,
+                means_init=start.means,
+                precisions_init=np.linalg.inv(start.covariances),
+                max_iter=n_iter,
+                tol=0,
+            ).fit(X)
 
 
 def _seconds(work: Callable[[], None]) -> float:

@@ -374,7 +374,7 @@ def test_a_training_for_fits_that_save_nothing_never_pays() -> None:
     comparison = compare(trained(some, "spec-em", 60.0))
 
     assert comparison.paybacks[0].n_fits is None
-    assert "trained for 1.00 min and saves no time against sklearn-em" in str(comparison)
+    assert "trained for 60.0 s and saves no time against sklearn-em" in str(comparison)
     assert compare(some).paybacks == ()
 
 

@@ -183,8 +183,15 @@ def test_shrinkage_goes_from_nothing_to_one_covariance_for_all():
 @pytest.mark.parametrize("n_features", [2, 8])
 def test_five_learned_steps_beat_twenty_of_em_on_datasets_never_seen(model, n_features):
     data = [
-        make_dataset("blobs", seed=seed, n_features=n_features, n_components=4, separation=3.0)
-        for seed in range(40)
+        make_dataset(
+            "blobs",
+            seed=seed,
+            n_samples=500,
+            n_features=n_features,
+            n_components=4,
+            separation=2.0 + seed % 5,
+        )
+        for seed in range(60)
     ]
     starts = [
         starting_mixture(one.X_train, 4, np.random.SeedSequence(seed))

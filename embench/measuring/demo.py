@@ -157,7 +157,6 @@ def moments(model: Model, X: FloatArray, every: int = 1) -> Iterator[Moment]:
 
 
 def _moment(n_iter: int, seconds: float, fitted: Model, X: FloatArray) -> Moment:
-    if not isinstance(fitted, MixtureModel):
-        raise InputError(f"{type(fitted).__name__} is no Gaussian mixture that could be drawn")
+    assert isinstance(fitted, MixtureModel)
     mixture = fitted.mixture_
     return Moment(n_iter, seconds, -gaussian.log_likelihood(mixture, X), mixture)

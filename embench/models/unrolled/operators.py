@@ -10,7 +10,14 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from embench.models.unrolled.em_map import Mixtures, Samples, e_step, framed, m_step
+from embench.models.unrolled.em_map import (
+    Mixtures,
+    Samples,
+    e_step,
+    framed,
+    m_step,
+    n_products,
+)
 from embench.models.unrolled.evidence import FAINT, N_FACTS, N_VIEWS, Evidence
 from embench.models.unrolled.layer import Clustering, generator_of, linear_layer
 
@@ -21,6 +28,10 @@ TILT = 4.0
 
 SCALE = 2.0
 """Most by which the logarithm of a step or of a width is changed: a factor of 7."""
+
+IN_CACHE = 2**20
+"""Products of features that are worked on at once where no gradient is asked for: 8 MB in float64.
+With 8 features 256 datasets side by side took 1.5 times as long as in blocks of 50."""
 
 N_MOVES = 4
 """What a network says to each component: see `moved`."""
@@ -114,10 +125,26 @@ class EMOperator(nn.Module):
         Raises:
             ValueError: The shapes do not agree, or a dataset has no samples.
         """
+        n_steps = self.n_steps if n_steps is None else n_steps
+        size = max(1, IN_CACHE // (X.shape[1] * n_products(X.shape[2])))
+        if torch.is_grad_enabled() or len(X) <= size or not X.is_cpu:
+            return self._forward(X, start, mask, n_steps)
+        masks = [None] * len(X) if mask is None else mask.split(size)
+        starts = (Mixtures(*parts) for parts in zip(*(p.split(size) for p in start), strict=True))
+        found = [
+            self._forward(*block, n_steps)
+            for block in zip(X.split(size), starts, masks, strict=False)
+        ]
+        resp, mixtures, log_likelihood = zip(*found, strict=True)
+        joined = Mixtures(*(torch.cat(parts) for parts in zip(*mixtures, strict=True)))
+        return Clustering(torch.cat(resp), joined, torch.cat(log_likelihood))
+
+    def _forward(self, X: Tensor, start: Mixtures, mask: Tensor | None, n_steps: int) -> Clustering:
+        """All datasets at once."""
         samples = framed(X, mask, self.reg_covar)
         mixtures = samples.inward(start)
         steps = self.steps(samples, mixtures)
-        for _ in range(self.n_steps if n_steps is None else n_steps):
+        for _ in range(n_steps):
             _, mixtures = next(steps)
         log_likelihood, resp = e_step(samples, mixtures)
         return Clustering(resp.mT, samples.outward(mixtures), log_likelihood)

@@ -30,6 +30,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from rich.console import Console
 from rich.text import Text
 from sklearn.mixture import GaussianMixture
@@ -256,10 +257,19 @@ def _draw(rows: pd.DataFrame) -> Any:
     sns.set_theme(style="ticks")
     grid = sns.relplot(
         rows, x="T", y="excess", hue="model", style="model", col="cell", col_wrap=3, kind="line",
-        markers=True, dashes=False, height=2.6, aspect=1.25, facet_kws={"sharey": False},
+        markers=True, dashes=False, height=2.7, aspect=1.3,
+        facet_kws={"sharey": False, "sharex": False},
     )  # fmt: skip
-    grid.set(xscale="log", yscale="log", xticks=STEPS, xticklabels=STEPS)
+    grid.set(xscale="log", yscale="log")
     grid.set_axis_labels("steps T", "excess NLL [nat]").set_titles("{col_name}")
+    for axis in grid.axes.flat:
+        axis.set_xticks(STEPS, [str(T) for T in STEPS])
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8)))
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    grid.figure.tight_layout(rect=(0, 0, grid.legend.get_window_extent().x0
+                                   / grid.figure.get_window_extent().x1, 1))  # fmt: skip
     return grid.figure
 
 

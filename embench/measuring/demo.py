@@ -89,10 +89,15 @@ def gradient_descent(
         random_state=seed,
         **params,
     )
+    _warm_up(model, data.X_train)
+    return moments(model, data.X_train, every)
+
+
+def _warm_up(model: Model, X: FloatArray) -> None:
+    """A first iteration, which loads what the others use."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        last(moments(clone(model).set_params(max_iter=1), data.X_train))
-    return moments(model, data.X_train, every)
+        last(moments(clone(model).set_params(max_iter=1), X))
 
 
 def beside(data: Dataset, family: str, seed: int) -> dict[str, Moment]:
@@ -123,6 +128,7 @@ def side_by_side(
         data, (X, *_), model = prepared(trial)
         if "max_iter" not in spec.params:
             model.set_params(max_iter=max(iterations), tol=0.0)
+        _warm_up(model, X)
         path = list(moments(model, X))
         fits[str(spec)] = [at for at in path if at.n_iter in iterations or at is path[-1]]
     return data, fits

@@ -15,7 +15,7 @@ from embench import store
 from embench.comparing.compare import Comparison, compare
 from embench.comparing.frames import BEST, TRUTH
 from embench.comparing.tables import recommendation, sentences
-from embench.comparing.words import overall_sentence
+from embench.comparing.words import overall_sentence, payback_sentence
 from embench.metrics import METRICS
 from embench.types import InputError, Record, Spec
 
@@ -349,6 +349,33 @@ def test_sentences_say_faster_slower_and_the_loss() -> None:
         "em:covariance_type=diag is 6.0 times faster than sklearn-em [6.0, 6.0], "
         "held-out NLL worse by 0.20 nat [0.20, 0.20]",
     ]
+
+
+def trained(frame, model, seconds):
+    """The records as if a model had been trained before."""
+    return frame.assign(training_seconds=np.where(frame["model"] == model, seconds, np.nan))
+
+
+def test_a_training_has_paid_when_its_fits_have_saved_what_it_took() -> None:
+    some = frame(make_records(models=["em", "sklearn-em"], tracks=["default"], noise=0.0))
+    seconds = some.groupby("model")["fit_seconds"].mean()
+    saved = seconds["sklearn-em"] - seconds["em"]
+
+    [payback] = compare(trained(some, "em", 1000 * saved)).paybacks
+
+    assert payback.n_fits in (1000, 1001)
+    assert "em was trained for" in payback_sentence(payback)
+    assert f"it has paid after {payback.n_fits:,} fits" in payback_sentence(payback)
+
+
+def test_a_training_for_fits_that_save_nothing_never_pays() -> None:
+    some = frame(make_records(models=["spec-em", "sklearn-em"], tracks=["default"]))
+
+    comparison = compare(trained(some, "spec-em", 60.0))
+
+    assert comparison.paybacks[0].n_fits is None
+    assert "trained for 60.0 s and saves no time against sklearn-em" in str(comparison)
+    assert compare(some).paybacks == ()
 
 
 def test_the_overall_line_is_the_geometric_mean_over_datasets() -> None:

@@ -19,11 +19,11 @@ from embench.measuring.plan import Suite
 from embench.measuring.trial import limited_threads
 from embench.models.starts import starting_mixture
 from embench.models.unrolled.amortised import LearnedEM
+from embench.models.unrolled.bridge import stacked
 from embench.models.unrolled.checkpoint import Checkpoint, read, write
-from embench.models.unrolled.em_map import Mixtures
 from embench.models.unrolled.operators import EMOperator
 from embench.models.unrolled.training import Task, Trainer, nlls
-from embench.types import Dataset, InputError, Mixture, Spec
+from embench.types import Dataset, InputError, Spec
 
 STATE = "training.pt"
 """The file that an interrupted training goes on from."""
@@ -47,7 +47,7 @@ FIRST_SEED = 2**32
 @dataclass(frozen=True)
 class Progress:
     """How far a training is: mean NLL [nat] of new samples of datasets that it does not learn
-    from, and that of EM after `EM_STEPS` steps from the same starts; seconds of all sessions."""
+    from, and that of EM after `EM_STEPS` steps from the same starts; CPU seconds so far."""
 
     update: int
     n_updates: int
@@ -61,7 +61,7 @@ class Progress:
         side = "below" if gain >= 0 else "above"
         return (
             f"{self.update}/{self.n_updates}  held-out NLL {self.nll:.4f} nat, {abs(gain):.4f} "
-            f"{side} {EM_STEPS} steps of EM, after {self.seconds:.0f} s"
+            f"{side} {EM_STEPS} steps of EM, after {self.seconds:.0f} CPU s"
         )
 
 
@@ -115,7 +115,7 @@ def train(
             with metered("cpu") as reading:
                 for _ in range(min(SAVED_EVERY, n_updates - trainer.done)):
                     trainer.update(task(trainer.done))
-            seconds += reading.seconds
+            seconds += reading.cpu_seconds
             _save({"plan": plan, "seconds": seconds, "trainer": trainer.state()}, folder)
             if trainer.done % every == 0 and trainer.done < n_updates:
                 nll = _held_out_nll(trainer.operator, unseen, trainer.operator.n_steps)
@@ -170,7 +170,7 @@ def _task(spec: Spec, seeds: list[int]) -> Task:
     return Task(
         torch.as_tensor(np.stack([data.X_train for data in made])),
         torch.as_tensor(np.stack([data.X_test for data in made])),
-        _stacked(starts),
+        stacked(starts),
     )
 
 
@@ -179,15 +179,6 @@ def _check(spec: Spec, data: Dataset) -> None:
     if data.n_components is None or data.Y_train is not None:
         lacking = "a number of components" if data.n_components is None else "a density of X alone"
         raise InputError(f"{spec}: cannot be learned from: it has not {lacking}")
-
-
-def _stacked(starts: list[Mixture]) -> Mixtures:
-    """Starts of the datasets as one value."""
-    weights, means, covariances = (
-        torch.as_tensor(np.stack(part))
-        for part in zip(*((s.weights, s.means, s.covariances) for s in starts), strict=True)
-    )
-    return Mixtures(weights.log(), means, torch.linalg.cholesky(covariances))
 
 
 def _held_out_nll(operator: EMOperator, tasks: list[Task], n_steps: int) -> float:
@@ -226,7 +217,7 @@ def _finish(trainer: Trainer, plan: Mapping[str, Any], progress: Progress, folde
     provenance = {
         **plan,
         "n_datasets": plan["n_updates"] * plan["batch_size"],
-        "seconds": progress.seconds,
+        "cpu_seconds": progress.seconds,
         "held_out_nll": progress.nll,
         f"held_out_nll_of_em_after_{EM_STEPS}_steps": progress.em_nll,
         "environment": describe(),

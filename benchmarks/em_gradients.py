@@ -29,6 +29,7 @@ from embench import registry
 from embench.comparing.words import significant
 from embench.measuring.meter import Reading, metered
 from embench.models.starts import starting_mixture
+from embench.models.unrolled.bridge import stacked
 from embench.models.unrolled.em_map import Mixtures
 from embench.models.unrolled.implicit import Gradient, fit_em
 
@@ -63,12 +64,7 @@ class Problem:
             starting_mixture(one.X_train, n_components, np.random.SeedSequence(seed))
             for seed, one in enumerate(drawn)
         ]
-        weights, means, covariances = (
-            torch.tensor(np.stack([getattr(start, part) for start in starts]))
-            for part in ("weights", "means", "covariances")
-        )
-        X = torch.tensor(np.stack([one.X_train for one in drawn]))
-        return cls(X, Mixtures(weights.log(), means, torch.linalg.cholesky(covariances)))
+        return cls(torch.tensor(np.stack([one.X_train for one in drawn])), stacked(starts))
 
     def gradient(self, gradient: Gradient, n_last: int, n_steps: int) -> Tensor:
         """Of a function of the fitted mixtures by the data, [B, n_samples, n_features]."""

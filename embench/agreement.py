@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from scipy.special import gammaln
 
 from embench.types import FloatArray, IntArray
 
@@ -32,7 +31,8 @@ def contingencies(truth: IntArray, labels: IntArray) -> IntArray:
         groups: in those there is nothing to be told apart.
 
     Example:
-        >>> contingencies(np.array([[0, 0, 1, -1], [0, 0, 0, 0]]), np.array([[0, 1, 1, 1], [1] * 4]))
+        >>> truth, labels = [[0, 0, 1, -1], [0, 0, 0, 0]], [[0, 1, 1, 1], [1, 1, 1, 1]]
+        >>> contingencies(np.array(truth), np.array(labels))
         array([[[1, 1],
                 [0, 1]]])
     """
@@ -67,7 +67,7 @@ def adjusted_mutual_information(
     """
     n_pixels = tables.sum(axis=(1, 2))
     sizes = tables.sum(axis=2), tables.sum(axis=1)
-    joint, one, other = (_entropy(n, n_pixels) for n in (tables.reshape(len(tables), -1), *sizes))
+    joint, one, other = (_entropy(n, n_pixels) for n in (_cells(tables), *sizes))
     most = (one + other) / 2 if norm == "arithmetic" else np.maximum(one, other)
     by_chance = np.empty(len(tables))
     for i in range(0, len(tables), IMAGES):
@@ -92,7 +92,7 @@ def adjusted_rand(tables: IntArray) -> FloatArray:
     both, one, other, all_pairs = (
         (n * (n - 1) / 2).sum(axis=1)
         for n in (
-            tables.reshape(len(tables), -1),
+            _cells(tables),
             tables.sum(axis=2),
             tables.sum(axis=1),
             tables.sum(axis=(1, 2))[:, None],
@@ -100,6 +100,11 @@ def adjusted_rand(tables: IntArray) -> FloatArray:
     )
     by_chance = one * other / all_pairs
     return _share(both - by_chance, (one + other) / 2 - by_chance)
+
+
+def _cells(tables: IntArray) -> IntArray:
+    """All counts of an image in a row."""
+    return tables.reshape(len(tables), tables.shape[1] * tables.shape[2])
 
 
 def _share(gain: FloatArray, most: FloatArray) -> FloatArray:
@@ -122,7 +127,7 @@ def _expected_information(one: IntArray, other: IntArray, n_pixels: IntArray) ->
     a, b, total = one[:, :, None, None], other[:, None, :, None], n_pixels[:, None, None, None]
     n = np.arange(1, max(1, min(one.max(), other.max())) + 1)
     exists = (n <= a) & (n <= b) & (n >= a + b - total)
-    log_factorial = gammaln(np.arange(total.max() + 1) + 1.0)
+    log_factorial = np.log(np.maximum(np.arange(total.max() + 1), 1)).cumsum()
     rest = [np.where(exists, part, 0) for part in (a - n, b - n, total - a - b + n)]
     log_probability = (
         sum(log_factorial[part] for part in (a, b, total - a, total - b))

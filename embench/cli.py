@@ -29,6 +29,9 @@ INTERRUPTED = 130
 AT_LEAST_ONE = click.IntRange(min=1)
 ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
 
+WATCHED = ("em", "amortised-em", "recurrent-em")
+"""What `embench watch` shows unless it is told otherwise."""
+
 STYLES = ("csv", "json", "markdown", "html")
 """What `embench compare --format` can print."""
 
@@ -165,7 +168,7 @@ def run(
         load_suite(suite),
         models=models or None,
         datasets=[*datasets, *own] or None,
-        n_components=_counts(n_components),
+        n_components=_counts(n_components, "--n-components") if n_components is not None else None,
         tracks=_words(tracks),
         **others,
     )
@@ -386,6 +389,42 @@ def demo(
 
         draw(out, data.X_train, fit, others)
         click.echo(f"picture: {out}")
+
+
+@main.command()
+@click.argument("models", nargs=-1, metavar="[MODEL[:PARAM=VALUE,...]]...")
+@click.option(
+    "--dataset",
+    default="blobs:n_components=4,separation=3",
+    show_default=True,
+    metavar="NAME[:PARAM=VALUE,...]",
+)
+@click.option("--iterations", default="0,1,2,3,5", show_default=True, metavar="N[,N...]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="watch.png",
+    show_default=True,
+    help="The picture: .png, .pdf or .svg.",
+)
+def watch(models: Sequence[str], dataset: str, iterations: str, seed: int, out: Path) -> None:
+    """Watch MODELs fit from one start, a row of pictures for each.
+
+    By default EM beside what has learned to do with few of its steps.
+    """
+    from embench.measuring.demo import side_by_side
+    from embench.reporting.demo import STILL, check_path, draw_side_by_side
+
+    check_path(out, STILL)
+    specs = [spec for text in models or WATCHED for spec in Spec.parse(text)]
+    wanted = _counts(iterations, "--iterations", least=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fits are cut off on purpose
+        data, fits = side_by_side(specs, Spec.parse(dataset)[0], wanted, seed)
+    _list({name: str(path[-1]) for name, path in fits.items()})
+    draw_side_by_side(out, data.X_train, fits)
+    click.echo(f"picture: {out}")
 
 
 @main.command()
@@ -672,16 +711,14 @@ def _announcement(planned: int, left: int, folder: Path) -> str:
     return f"{trials}{resumed} into {folder}"
 
 
-def _counts(text: str | None) -> list[int] | None:
-    """Component counts from "2,3,5"."""
-    if text is None:
-        return None
+def _counts(text: str, option: str, least: int = 1) -> list[int]:
+    """Integers from "2,3,5"."""
     try:
         counts = [int(word) for word in text.split(",")]
     except ValueError:
         counts = []
-    if not counts or min(counts) < 1:
-        raise InputError(f"--n-components: expected integers >= 1 like 2,3,5, got {text!r}")
+    if not counts or min(counts) < least:
+        raise InputError(f"{option}: expected integers >= {least} like 2,3,5, got {text!r}")
     return counts
 
 

@@ -24,7 +24,8 @@ class Outcome:
     ``nll`` is the judge's mean negative log-likelihood of ``dataset.test`` per sample, or image
     [nat], None of a grouper that has none; ``labels`` are predicted for ``X_test``, None by a
     conditional model, and ``predict_seconds`` is what that took, None of all but groupers; memory
-    is in bytes and ``gpu_peak_memory`` is None on the CPU.
+    is in bytes and ``gpu_peak_memory`` is None on the CPU. ``training_seconds`` were spent once,
+    before any fit.
     """
 
     dataset: Dataset
@@ -36,6 +37,7 @@ class Outcome:
     peak_memory: int | None
     gpu_peak_memory: int | None
     predict_seconds: float | None = None
+    training_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,9 @@ METRICS = _table(
     Metric(name="gpu_peak_memory", title="GPU peak memory", unit="B", better="lower", kind="cost",
            tie=Tolerance(2**20, 0.1), gate=Tolerance(2**22, 0.3),
            function=lambda outcome: outcome.gpu_peak_memory, resolution=2**9),
+    Metric(name="training_seconds", title="training, once", unit="s", better="lower", kind="cost",
+           tie=Tolerance(relative=0.1), gate=Tolerance(relative=0.3),
+           function=lambda outcome: outcome.training_seconds, resolution=1e-6),
 )
 # fmt: on
 

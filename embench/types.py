@@ -343,6 +343,16 @@ class SteppedGrouper(Protocol):
 
 
 @runtime_checkable
+class PretrainedModel(Protocol):
+    """A model that learned before any fit what it knows of data in general."""
+
+    @property
+    def training_seconds(self) -> float:
+        """What that took, once [s]."""
+        ...
+
+
+@runtime_checkable
 class StartableModel(Protocol):
     """A model that can begin at a given mixture, exactly."""
 

@@ -114,6 +114,7 @@ def test_our_own_models_keep_every_law(name):
     assert {finding.skipped for finding in findings} <= {
         "",
         "it predicts targets",
+        "it groups no pixels",
         "it has no iter_fit",
         "it has no start_from and iter_fit",
     }

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from matplotlib.patches import Ellipse
+from numpy.testing import assert_array_equal
 
 from embench import gaussian, make_model
 from embench.cli import main
-from embench.measuring.demo import beside, gradient_descent, mock_data, moments
+from embench.measuring.demo import beside, gradient_descent, mock_data, moments, side_by_side
 from embench.reporting import demo as drawing
-from embench.types import Mixture
+from embench.types import Mixture, Spec
 
 SMALL = ["--samples", "150", "--components", "3", "--iterations", "12", "--log-freq", "5"]
 
@@ -144,3 +145,48 @@ def test_a_strip_shows_the_first_and_the_last_and_begins_slowly():
     assert (chosen[0], chosen[-1]) == (0, 99)
     steps = [after - before for before, after in pairwise(chosen)]
     assert steps == sorted(steps)
+
+
+# Models side by side
+
+
+def watched(*arguments):
+    return CliRunner().invoke(main, ["watch", *arguments])
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_models_side_by_side_begin_at_one_start(tmp_path):
+    picture = tmp_path / "new" / "watch.png"
+    fits = side_by_side(
+        [Spec("em"), Spec("over-relaxed-em")], Spec("blobs", {"n_samples": 200}), [0, 2, 4], 0
+    )[1]
+
+    result = watched("em", "over-relaxed-em", "--dataset", "blobs:n_samples=200",
+                     "--iterations", "0,2,4", "--out", str(picture))  # fmt: skip
+
+    assert result.exit_code == 0, result.output
+    assert [at.n_iter for at in fits["em"]] == [0, 2, 4]
+    assert_array_equal(fits["em"][0].mixture.means, fits["over-relaxed-em"][0].mixture.means)
+    assert f"NLL {fits['em'][-1].nll:.4f} nat" in result.output
+    height, width, _ = matplotlib.image.imread(picture).shape
+    assert width > 1.2 * height > 600
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["emm"], "did you mean 'em'?"),
+        (["online-em", "--dataset", "nowhere"], "unknown dataset 'nowhere'"),
+        (["joint-gmm"], "joint-gmm cannot be watched"),
+        (["student-t-em"], "student-t-em cannot be watched"),
+        (["em", "--iterations", "1,x"], "--iterations: expected integers >= 0 like 2,3,5"),
+        (["em", "--out", "film.gif"], "expected a file that ends in .png, .pdf, .svg"),
+    ],
+)
+def test_a_mistake_about_what_to_watch_is_one_line(arguments, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    result = watched(*arguments)
+
+    assert result.exit_code == 2
+    assert said in result.stderr

@@ -47,7 +47,7 @@ DENSITIES = ("student-t-em", "noise-em")
 
 MIXTURES = [variant for variant in VARIANTS if variant not in DENSITIES]
 
-FULL_ONLY = ("riemannian", "unrolled-em")
+FULL_ONLY = ("riemannian", "unrolled-em", "amortised-em", "recurrent-em")
 
 OWN = [variant for variant in VARIANTS if not variant.startswith("sklearn-")]
 """Without scikit-learn's own, whose log-densities are cut to integers where X has integers."""

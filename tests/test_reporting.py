@@ -190,7 +190,14 @@ def test_provenance_tells_each_distinct_value_once() -> None:
 
 
 def test_every_figure_that_has_data_is_drawn(drawn) -> None:
-    kinds = ("quality-against-time", "time-ratios", "scaling", "agreement", "memory-ratios")
+    kinds = (
+        "quality-against-time",
+        "quality-against-iterations",
+        "time-ratios",
+        "scaling",
+        "agreement",
+        "memory-ratios",
+    )
 
     assert set(drawn) == {
         f"{track}-{kind}" for track in ("same-start", "default") for kind in kinds

@@ -11,8 +11,8 @@ import pytest
 
 import embench
 from embench import gaussian
-from embench.models.starts import starting_mixture
 from embench.measuring.trial import run_trial
+from embench.models.starts import starting_mixture
 
 BLOBS = ("blobs", {"n_samples": 300, "n_test": 200})
 

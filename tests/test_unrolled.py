@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from batches import alone, assert_same_clustering, clusters, disturbed, many, mixture
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
@@ -20,13 +21,13 @@ from strategies import (
     permuted,
     problems,
     random_mixture,
-    random_samples,
 )
 from torch import nn
 
 from embench import gaussian, make_dataset, make_model
 from embench.models.engine.family import IllDefinedCovariance, RegularisationWarning
 from embench.models.unrolled.backbone import AffineCoupling, EMNet, Invertible
+from embench.models.unrolled.bridge import stacked
 from embench.models.unrolled.em_map import Mixtures, Samples, _cholesky, em_map, framed
 from embench.models.unrolled.implicit import fit_em, gmres
 from embench.models.unrolled.layer import EMLayer
@@ -39,65 +40,6 @@ double = partial(EMLayer, dtype=torch.float64)
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
-def tensors(*mixtures):
-    """Mixtures of some datasets as one value in torch."""
-    weights, means, covariances = (
-        torch.tensor(np.stack(parts))
-        for parts in zip(*(vars(one).values() for one in mixtures), strict=True)
-    )
-    return Mixtures(weights.log(), means, torch.linalg.cholesky(covariances))
-
-
-def mixture(mixtures, i=0):
-    """One of them as a value for the judge."""
-    parts = (mixtures.weights, mixtures.means, mixtures.covariances)
-    return Mixture(*(part[i].detach().double().numpy() for part in parts))
-
-
-def disturbed(module, seed=0, size=0.1):
-    """The module as if it had been trained: nothing in it is zero."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for part in module.parameters():
-            part += size * torch.randn(part.shape, generator=generator, dtype=part.dtype)
-    return module
-
-
-def many(n_datasets, n_samples=50, n_components=3, n_features=2, seed=0):
-    """Datasets [B, N, D] and a start for each."""
-    rng = np.random.default_rng(seed)
-    starts = [random_mixture(rng, n_components, n_features) for _ in range(n_datasets)]
-    X = np.stack([random_samples(rng, start, n_samples) for start in starts])
-    return torch.tensor(X), tensors(*starts)
-
-
-def clusters(n_datasets, n_components=3, n_features=2):
-    """The same where EM converges in some hundred steps, with the truth as the start."""
-    data = [
-        make_dataset(
-            "blobs", seed=i, n_samples=150, n_components=n_components, n_features=n_features
-        )
-        for i in range(n_datasets)
-    ]
-    X = torch.tensor(np.stack([one.X_train for one in data]))
-    return X, tensors(*(one.truth for one in data))
-
-
-def alone(mixtures, i):
-    return Mixtures(*(part[i : i + 1] for part in mixtures))
-
-
-def assert_same_clustering(one, other, tol=1e-9):
-    """Two results of a layer are equal but for rounding."""
-    parts = zip(
-        (one.responsibilities, *one.parameters, one.log_likelihood),
-        (other.responsibilities, *other.parameters, other.log_likelihood),
-        strict=True,
-    )
-    for a, b in parts:
-        assert_allclose(a.detach(), b.detach(), rtol=tol, atol=tol)
-
-
 # The layer is EM
 
 
@@ -108,7 +50,7 @@ def test_an_untrained_layer_is_em(problem, n_steps, shared):
     em = model_at("em", start, max_iter=n_steps).fit(X)
     layer = double(X.shape[1], start.n_components, n_steps, shared=shared, correct_logits=True)
 
-    found = layer(torch.tensor(X)[None], tensors(start))
+    found = layer(torch.tensor(X)[None], stacked([start]))
 
     assert_same(mixture(found.parameters), em.mixture_)
     assert_allclose(found.responsibilities[0].detach(), em.predict_proba(X), atol=1e-10)
@@ -120,7 +62,7 @@ def test_zero_corrections_change_no_digit(problem):
     start, X = problem
     corrected, plain = (
         double(X.shape[1], 1, 3, hidden=hidden, random_state=0)(
-            torch.tensor(X)[None], tensors(start)
+            torch.tensor(X)[None], stacked([start])
         )
         for hidden in (8, None)
     )
@@ -137,7 +79,7 @@ def test_the_log_likelihood_is_the_judges(problem, trained):
     layer = double(X.shape[1], start.n_components, 2, correct_logits=True, random_state=0)
     layer = disturbed(layer) if trained else layer
 
-    found = layer(torch.tensor(X)[None], tensors(start))
+    found = layer(torch.tensor(X)[None], stacked([start]))
 
     judged = gaussian.log_likelihoods(mixture(found.parameters), X).sum()
     assert found.log_likelihood.item() == pytest.approx(judged, rel=1e-9)
@@ -263,9 +205,9 @@ def test_the_order_of_samples_and_components_plays_no_part(problem, random):
     random.shuffle(rows)
     random.shuffle(order)
     layer = disturbed(double(X.shape[1], 1, 3, correct_logits=True, random_state=0))
-    found = layer(torch.tensor(X)[None], tensors(start))
+    found = layer(torch.tensor(X)[None], stacked([start]))
 
-    shuffled = layer(torch.tensor(X[rows])[None], tensors(permuted(start, order)))
+    shuffled = layer(torch.tensor(X[rows])[None], stacked([permuted(start, order)]))
 
     assert shuffled.log_likelihood.item() == pytest.approx(found.log_likelihood.item(), rel=1e-9)
     expected = permuted(mixture(found.parameters), order)
@@ -287,9 +229,9 @@ def test_affine_maps_of_the_data_are_those_of_the_mixture(problem, trained):
     there = Mixture(start.weights, start.means @ A.T + shift, A @ start.covariances @ A.T)
     layer = double(D, 1, 3, reg_covar=0.0, correct_logits=True, random_state=0)
     layer = disturbed(layer) if trained else layer
-    found = layer(torch.tensor(X)[None], tensors(start))
+    found = layer(torch.tensor(X)[None], stacked([start]))
 
-    mapped = layer(torch.tensor(X @ A.T + shift)[None], tensors(there))
+    mapped = layer(torch.tensor(X @ A.T + shift)[None], stacked([there]))
 
     shifted = found.log_likelihood.item() - len(X) * np.linalg.slogdet(A)[1]
     assert mapped.log_likelihood.item() == pytest.approx(shifted, rel=1e-8, abs=1e-6)
@@ -826,7 +768,7 @@ def test_a_component_that_has_lost_its_samples_stays_where_it_is():
     X, _ = many(1, n_components=1)
     far = Mixture(np.full(2, 0.5), np.array([[0.0, 0], [1e6, 0]]), np.stack([np.eye(2)] * 2))
 
-    fitted = fit_em(X, tensors(far), 3, gradient="unroll", reg_covar=0.0)
+    fitted = fit_em(X, stacked([far]), 3, gradient="unroll", reg_covar=0.0)
 
     assert_allclose(fitted.means[0, 1], [1e6, 0], rtol=1e-9, atol=1e-9)
     assert_allclose(fitted.covariances[0, 1], np.eye(2), rtol=1e-9, atol=1e-9)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from statistics import mean
 
 import pandas as pd
 
 from embench.comparing.change import Change, change
-from embench.comparing.findings import Failure, Overall
+from embench.comparing.findings import Failure, Overall, Payback
 from embench.comparing.frames import (
     CELL,
     Runs,
@@ -71,6 +72,7 @@ def compare(
         changes=tuple(changes),
         summary=summarise(frame),
         overall=tuple(_overall(changes)),
+        paybacks=tuple(_paybacks(changes, frame)),
         failures=tuple(_failures(frame)),
         notes=(*notes, *_remarks(frame)),
         records=frame,
@@ -172,6 +174,28 @@ def _over_datasets(track: str, baseline: str, candidate: str, items: list[Change
         metric=quality,
         verdicts=dict(Counter(item.verdict for item in items if item.metric == quality)),
     )
+
+
+def _paybacks(changes: Iterable[Change], frame: pd.DataFrame) -> list[Payback]:
+    """One for each track, baseline, and candidate that learned before its fits."""
+    if "training_seconds" not in frame:
+        return []
+    known = frame.dropna(subset="training_seconds").groupby("label")["training_seconds"].max()
+    saved: dict[tuple[str, str, str], list[float]] = {}
+    for item in changes:
+        if item.metric == "fit_seconds" and item.candidate in known:
+            names = (item.track, item.baseline, item.candidate)
+            saved.setdefault(names, []).append(item.baseline_value - item.candidate_value)
+    return [
+        Payback(
+            track=track,
+            baseline=baseline,
+            candidate=candidate,
+            training_seconds=float(known[candidate]),
+            saved_seconds=mean(seconds),
+        )
+        for (track, baseline, candidate), seconds in saved.items()
+    ]
 
 
 def _failures(frame: pd.DataFrame) -> list[Failure]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +19,28 @@ class Failure:
     status: str
     count: int = field(kw_only=True)
     message: str = field(kw_only=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Payback:
+    """When the training of a candidate has paid, in fits instead of a baseline's.
+
+    ``training_seconds`` were spent once; ``saved_seconds`` is the mean over datasets of what a fit
+    takes less than the baseline's, at whatever quality either has; not above 0 if nothing is saved.
+    """
+
+    track: str
+    baseline: str
+    candidate: str
+    training_seconds: float
+    saved_seconds: float
+
+    @property
+    def n_fits(self) -> int | None:
+        """The number of fits that save as much as the training took; None if none do."""
+        if self.saved_seconds <= 0:
+            return None
+        return math.ceil(self.training_seconds / self.saved_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)

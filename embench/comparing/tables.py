@@ -10,7 +10,7 @@ import pandas as pd
 
 from embench.comparing import words
 from embench.comparing.change import Change
-from embench.comparing.findings import Failure, Overall
+from embench.comparing.findings import Failure, Overall, Payback
 from embench.comparing.frames import BEST
 from embench.comparing.words import change_text, quantity
 from embench.metrics import METRICS
@@ -37,6 +37,7 @@ class Comparison:
     changes: tuple[Change, ...]
     summary: pd.DataFrame
     overall: tuple[Overall, ...]
+    paybacks: tuple[Payback, ...]
     failures: tuple[Failure, ...]
     notes: tuple[str, ...]
     records: pd.DataFrame
@@ -162,6 +163,9 @@ def closing_groups(comparison: Comparison) -> list[tuple[str, list[str]]]:
     failures = [words.failure_sentence(item) for item in comparison.failures]
     groups = {
         OVERALL: overall,
+        "Training, once": [
+            f"{item.track}: {words.payback_sentence(item)}" for item in comparison.paybacks
+        ],
         "Excess NLL": _reference_lines(comparison),
         "Failed trials": failures,
         "Notes": list(comparison.notes),

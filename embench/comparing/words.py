@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 import pandas as pd
 
 from embench.comparing.change import Change, change
-from embench.comparing.findings import Failure, Overall
+from embench.comparing.findings import Failure, Overall, Payback
 from embench.comparing.frames import by_label, leading, metric_values, natural, overlap
 from embench.comparing.stats import Interval
 from embench.comparing.summary import recommend, seconds, tied_with_best
@@ -131,6 +131,18 @@ def overall_sentence(overall: Overall) -> str:
         f"{name} on {overall.verdicts[name]}" for name in _VERDICTS if name in overall.verdicts
     ]
     return f"{text}; {_short(overall.metric)} {', '.join(counts)}" if counts else text
+
+
+def payback_sentence(payback: Payback) -> str:
+    """What a training took, and after how many fits it has paid."""
+    took = f"{payback.candidate} was trained for {quantity(payback.training_seconds, 's')}"
+    if payback.n_fits is None:
+        return f"{took} and saves no time against {payback.baseline}"
+    saved = quantity(payback.saved_seconds, "s")
+    return (
+        f"{took} and saves {saved} a fit against {payback.baseline}: it has paid after "
+        f"{payback.n_fits:,} fits"
+    )
 
 
 def failure_sentence(failure: Failure) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sklearn.base import clone
 
 from embench import gaussian, registry
+from embench.measuring.prepare import prepared
 from embench.measuring.trial import watched
 from embench.models.steps import last
 from embench.types import (
@@ -17,9 +18,13 @@ from embench.types import (
     Dataset,
     FloatArray,
     InputError,
+    IterativeModel,
     Mixture,
     MixtureModel,
     Model,
+    Spec,
+    StartableModel,
+    Trial,
 )
 
 UNIT_SPHERES: Mapping[str, Any] = {"covariance_type": "spherical", "conditioning": 1.0}
@@ -84,10 +89,15 @@ def gradient_descent(
         random_state=seed,
         **params,
     )
+    _warm_up(model, data.X_train)
+    return moments(model, data.X_train, every)
+
+
+def _warm_up(model: Model, X: FloatArray) -> None:
+    """A first iteration, which loads what the others use."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        last(moments(clone(model).set_params(max_iter=1), data.X_train))
-    return moments(model, data.X_train, every)
+        last(moments(clone(model).set_params(max_iter=1), X))
 
 
 def beside(data: Dataset, family: str, seed: int) -> dict[str, Moment]:
@@ -97,6 +107,31 @@ def beside(data: Dataset, family: str, seed: int) -> dict[str, Moment]:
     em = registry.make_model("em", tol=1e-6, max_iter=1000, **params)
     truth = Moment(0, 0.0, -gaussian.log_likelihood(data.truth, data.X_train), data.truth)
     return {"EM": last(moments(em, data.X_train)), "truth": truth}
+
+
+def side_by_side(
+    models: Sequence[Spec], dataset: Spec, iterations: Sequence[int], seed: int
+) -> tuple[Dataset, dict[str, list[Moment]]]:
+    """A dataset, and models on their way from one start at the iterations asked for.
+
+    A model that ends before the last of them is shown at its end.
+
+    Raises:
+        InputError: A model has no start, no iterations or no mixture to show, or a name is unknown.
+    """
+    fits = {}
+    for spec in models:
+        candidate = registry.make_model(spec.name, **spec.params)
+        if not (isinstance(candidate, StartableModel) and isinstance(candidate, IterativeModel)):
+            raise InputError(f"{spec.name} cannot be watched: it takes no start, or has no steps")
+        trial = Trial(dataset=dataset, model=spec, track="same-start", seed=seed)
+        data, (X, *_), model = prepared(trial)
+        if "max_iter" not in spec.params:
+            model.set_params(max_iter=max(iterations), tol=0.0)
+        _warm_up(model, X)
+        path = list(moments(model, X))
+        fits[str(spec)] = [at for at in path if at.n_iter in iterations or at is path[-1]]
+    return data, fits
 
 
 def moments(model: Model, X: FloatArray, every: int = 1) -> Iterator[Moment]:

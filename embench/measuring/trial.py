@@ -32,6 +32,7 @@ from embench.types import (
     Mixture,
     MixtureModel,
     Model,
+    PretrainedModel,
     Record,
     ScoredModel,
     Trial,
@@ -101,6 +102,7 @@ def _run(trial: Trial, disposable: bool) -> Record:
         cpu_seconds=median(reading.cpu_seconds for reading in readings),
         peak_memory=readings[0].peak_memory,
         gpu_peak_memory=readings[0].gpu_peak_memory,
+        training_seconds=fitted.training_seconds if isinstance(fitted, PretrainedModel) else None,
     )
     environment = describe(trial.device)
     remarks = (

@@ -251,7 +251,7 @@ class JointMixture(ConditionalDensity):
         [0.5, 0.5]
     """
 
-    version: ClassVar[str] = GaussianMixture.version
+    version: ClassVar[str | Callable[..., str]] = GaussianMixture.version
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         name: GaussianMixture._parameter_constraints[name]

@@ -78,7 +78,8 @@ class GaussianMixture(MixtureByEM):
             then that is an error.
         max_iter: Largest number of EM iterations.
         n_init: Number of restarts; the best is kept.
-        init_params: "kmeans", "k-means++", "random" or "random_from_data".
+        init_params: "kmeans", "k-means++", "random", "random_from_data" or "spherical", which is
+            that of the same-start track: k-means++ points, the mean variance of X.
         weights_init, means_init, precisions_init: A start of your own, shapes as the fitted
             attributes; give all three.
         random_state: Seed of the start.

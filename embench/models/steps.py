@@ -6,10 +6,10 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from numbers import Real
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import scipy
@@ -22,6 +22,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from embench.models import engine, families, sources, streams
 from embench.models.base import complete_signature, resolved_device
 from embench.models.engine import Family, Frame, Parameters, Samples
+from embench.models.starts import starting_mixture
 from embench.types import FloatArray, IntArray, Mixture
 
 NOT_CONVERGED = (
@@ -32,6 +33,9 @@ NOT_CONVERGED = (
 
 CovarianceType = Literal["full", "tied", "diag", "spherical", "tied_spherical", "constant"]
 """The families' own names; there are aliases, too."""
+
+InitParams = Literal["kmeans", "k-means++", "random", "random_from_data", "spherical"]
+"""scikit-learn's starts, and `starting_mixture`: "spherical"."""
 
 BLUR = 0.03
 """Deviations of a component by which rounding may move samples before the user hears of it: about
@@ -69,7 +73,7 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
             self.inertia = inertia
     """
 
-    version: ClassVar[str] = (
+    version: ClassVar[str | Callable[..., str]] = (
         f"numpy {np.__version__}, scipy {scipy.__version__}, scikit-learn {sklearn.__version__}"
     )
 
@@ -84,6 +88,7 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **sklearn.mixture.GaussianMixture._parameter_constraints,
         "covariance_type": [StrOptions(set(families.NAMES))],
+        "init_params": [StrOptions(set(get_args(InitParams)))],
         "precisions_init": ["array-like", Interval(Real, 0, None, closed="neither"), None],
         "device": [StrOptions({"cpu", "cuda", "auto"})],
         "dtype": [StrOptions({"float64", "float32", "auto"})],
@@ -98,7 +103,7 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
         reg_covar: float = 1e-6,
         max_iter: int = 100,
         n_init: int = 1,
-        init_params: Literal["kmeans", "k-means++", "random", "random_from_data"] = "kmeans",
+        init_params: InitParams = "kmeans",
         weights_init: FloatArray | None = None,
         means_init: FloatArray | None = None,
         precisions_init: FloatArray | None = None,
@@ -312,7 +317,10 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
         random_state: np.random.RandomState,
     ) -> Parameters:
         """scikit-learn's start, with more regularisation where its covariances need it."""
-        twin, drawn_before = copy(self), random_state.get_state()
+        twin = copy(self)
+        if self.init_params == "spherical":
+            twin._give_spherical_start(X, sample_weight, random_state)
+        drawn_before = random_state.get_state()
         while True:
             try:
                 families.initialise(twin, X, random_state, sample_weight)
@@ -326,6 +334,20 @@ class DensityByEM(sklearn.mixture.GaussianMixture, ABC):
         if twin.reg_covar > self.reg_covar:
             engine.warn_of_regularisation("of the start", twin.reg_covar / self.reg_covar)
         return twin._parameters()
+
+    def _give_spherical_start(
+        self,
+        X: FloatArray,
+        sample_weight: FloatArray | None,
+        random_state: np.random.RandomState,
+    ) -> None:
+        """Set what nobody has given of the start to that of `starting_mixture`."""
+        seed = np.random.SeedSequence(random_state.randint(2**31))
+        start = starting_mixture(X, self.n_components, seed, sample_weight)
+        made = families.start_params(start, self.covariance_type)
+        missing = {part: value for part, value in made.items() if getattr(self, part) is None}
+        # A word of scikit-learn's, which has nothing left to make.
+        self.set_params(init_params="random", **missing)
 
     def _framed(self, X: FloatArray, sample_weight: FloatArray | None) -> Samples:
         """Validated samples, centred and whitened where the passes will run."""

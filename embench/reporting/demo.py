@@ -23,6 +23,8 @@ from embench.types import FloatArray, InputError, Mixture
 SUFFIXES = (".png", ".pdf", ".svg", ".gif")
 """Kinds of pictures; the last moves."""
 
+STILL = SUFFIXES[:-1]
+
 FRAMES = 6
 """Panels of a strip for the fit itself."""
 
@@ -58,14 +60,14 @@ class Picture:
     mixture: Mixture
 
 
-def check_path(path: Path) -> None:
+def check_path(path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
     """See that pictures can be written there, in this format, before anybody waits for them.
 
     Raises:
         InputError: They cannot.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"expected a file that ends in {', '.join(SUFFIXES)}, got {path}")
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"expected a file that ends in {', '.join(suffixes)}, got {path}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         was_there = path.exists()
@@ -94,13 +96,45 @@ def draw(path: Path, X: FloatArray, fit: Sequence[Fitted], beside: Mapping[str, 
         Picture(f"{name}\nNLL {at.nll:.3f} nat", _in_order_of(fit[-1].mixture, at.mixture))
         for name, at in beside.items()
     ]
+    if path.suffix.lower() != ".gif":
+        _save(strip(X, [*_some(under_way, FRAMES), *still]), path)
+        return
     try:
-        if path.suffix.lower() == ".gif":
-            animation = _animation(X, _some(under_way, MOVING_FRAMES), still)
-            animation.save(path, PillowWriter(PER_SECOND))
-        else:
-            figure = strip(X, [*_some(under_way, FRAMES), *still])
-            figure.savefig(path, dpi=110, facecolor="white")
+        animation = _animation(X, _some(under_way, MOVING_FRAMES), still)
+        animation.save(path, PillowWriter(PER_SECOND))
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another --out") from error
+
+
+def draw_side_by_side(path: Path, X: FloatArray, fits: Mapping[str, Sequence[Fitted]]) -> None:
+    """Write the pictures of several fits, a row for each, in columns of the same iteration.
+
+    Args:
+        path: Of the picture, which does not move.
+        X: Samples, shape (n_samples, n_features) [u]; see `draw`.
+        fits: By the names of their models, from one start.
+
+    Raises:
+        InputError: The path cannot be written, or ends in something else.
+    """
+    iterations = sorted({at.n_iter for fit in fits.values() for at in fit})
+    figure, axes = _panels(len(fits) * len(iterations), len(iterations))
+    for row, (name, fit) in enumerate(fits.items()):
+        at_iteration = {at.n_iter: at for at in fit}
+        for column, n_iter in enumerate(iterations):
+            axis = axes[row * len(iterations) + column]
+            if n_iter not in at_iteration:
+                axis.set_axis_off()
+                continue
+            at = at_iteration[n_iter]
+            title = f"{name}, iteration {n_iter}\nNLL {at.nll:.3f} nat"
+            _draw(axis, X, Picture(title, at.mixture))
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    try:
+        figure.savefig(path, dpi=110, facecolor="white")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; choose another --out") from error
 
@@ -134,8 +168,8 @@ def _animation(X: FloatArray, fit: Sequence[Picture], beside: Sequence[Picture])
     return FuncAnimation(figure, show, frames=numbers, blit=False)
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    columns = min(count, COLUMNS)
+def _panels(count: int, columns: int = COLUMNS) -> tuple[Figure, list[Axes]]:
+    columns = min(count, columns)
     rows = math.ceil(count / columns)
     figure = Figure((PANEL_INCHES * columns, (PANEL_INCHES + 0.3) * rows), layout="constrained")
     with sns.axes_style("ticks"):

@@ -1,4 +1,4 @@
-"""Figures of a comparison, one function each: quality against time, scaling, agreement, costs.
+"""Figures of a comparison, one function each: quality against cost, scaling, agreement, costs.
 
 Every function takes a comparison and one of its tracks and returns a figure, or None where there
 is nothing to draw. A model has the same colour and marker in all figures of a comparison.
@@ -10,6 +10,7 @@ import itertools
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,10 +42,30 @@ _plain = FuncFormatter(lambda value, _: f"{value:g}")
 _factor = FuncFormatter(lambda value, _: f"{value:g}×")
 
 
+@dataclass(frozen=True)
+class _Cost:
+    """What a quality can be drawn against: its word, its metric, its place in a point of a curve,
+    how its numbers are written, and what there is to remark."""
+
+    word: str
+    metric: str
+    place: int
+    formatter: Formatter
+    remark: str = ""
+
+
+_TIME = _Cost("time", "fit_seconds", 0, EngFormatter("s"))
+_ITERATIONS = _Cost(
+    "iterations", "n_iter", 1, _plain, "One model's iteration may cost many of another's. "
+)
+
+
 def figures(comparison: Comparison) -> dict[str, Figure]:
     """Every figure that has data, by a name that can be a file's."""
     drawings: Mapping[str, Callable[[Comparison, str], Figure | None]] = {
-        "quality-against-time": quality_against_time,
+        "quality-against-time": lambda found, track: quality(found, track, _TIME),
+        "quality-against-iterations": lambda found, track: quality(found, track, _ITERATIONS),
+        "groups-against-time": groups_against_time,
         "time-ratios": lambda found, track: ratios(found, track, "fit_seconds"),
         "scaling": scaling,
         "agreement": agreement,
@@ -60,49 +81,73 @@ def figures(comparison: Comparison) -> dict[str, Figure]:
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def quality_against_time(comparison: Comparison, track: str) -> Figure | None:
-    """Excess NLL [nat] against time, both logarithmic, one panel per dataset.
+def quality(comparison: Comparison, track: str, cost: _Cost) -> Figure | None:
+    """Excess NLL [nat] against time or iterations, both logarithmic, one panel per dataset.
 
-    A line is the median over seeds of what was reached by that time, where a finished fit stays
-    at its end; a small point is the end of one timed fit, a large one their median.
+    A line is the median over seeds of what was reached by then, where a finished fit stays at its
+    end; a small point is the end of one fit, a large one their median.
     """
-    rows = _finished(comparison, track, "excess_nll", "fit_seconds")
+    rows = _finished(comparison, track, "excess_nll", cost.metric)
     if rows.empty:
         return None
     rows = rows.assign(excess=rows["excess_nll"].clip(lower=SMALLEST_EXCESS))
     datasets = sorted(rows["dataset"].unique(), key=natural)
-    figure, axes = _panels(len(datasets), "Held-out NLL against time", track)
+    figure, axes = _panels(len(datasets), f"Held-out NLL against {cost.word}", track)
     for axis, dataset in zip(axes, datasets, strict=False):
         here = rows[rows["dataset"] == dataset]
-        _draw_quality(axis, comparison, here)
+        _draw_quality(axis, comparison, here, cost)
         axis.set_ylabel(f"NLL over {here['reference'].iloc[0]} [nat]")
         _title(axis, dataset_title(comparison, dataset))
     _legend(figure, comparison, rows["label"])
     _caption(
         figure,
-        "Lines: median over seeds of what was reached by that time. Small points: the end of "
-        "each timed fit; large points: their median. "
+        "Lines: median over seeds of what was reached by then. Small points: the end of each fit; "
+        f"large points: their median. {cost.remark}"
         f"Below {SMALLEST_EXCESS:g} nat is drawn at {SMALLEST_EXCESS:g}.",
     )
     return figure
 
 
-def _draw_quality(axis: Axes, comparison: Comparison, rows: pd.DataFrame) -> None:
+def _draw_quality(axis: Axes, comparison: Comparison, rows: pd.DataFrame, cost: _Cost) -> None:
     """One panel: a line, the ends of all seeds and their median for each model."""
     style: dict[str, Any] = {"hue": "label", "palette": _colours(comparison), "legend": False}
-    curves = pd.concat([_median_curve(label, here) for label, here in by_label(rows).items()])
+    curves = pd.concat([_median_curve(label, here, cost) for label, here in by_label(rows).items()])
     if len(curves):
-        sns.lineplot(curves, x="seconds", y="excess", estimator=None, ax=axis, **style)
-    middle = rows.groupby("label", as_index=False)[["fit_seconds", "excess"]].median()
-    style |= {"x": "fit_seconds", "y": "excess", "style": "label"}
-    style |= {"markers": _markers(comparison), "ax": axis}
-    sns.scatterplot(rows, s=16, alpha=0.5, linewidth=0, **style)
-    sns.scatterplot(middle, s=60, zorder=3, **style)
-    axis.set(xscale="log", yscale="log")
-    axis.set_xlabel("time")
-    _log_ticks(axis.xaxis, EngFormatter("s"), most=4)
+        sns.lineplot(curves, x="spent", y="excess", estimator=None, ax=axis, **style)
+    _draw_ends(axis, comparison, rows, cost.metric, "excess")
+    axis.set(yscale="log", xlabel=cost.word)
+    _log_ticks(axis.xaxis, cost.formatter, most=4)
     # A decade at least: less would blow a difference up that is none.
     _log_ticks(axis.yaxis, _plain, span=10)
+
+
+def groups_against_time(comparison: Comparison, track: str) -> Figure | None:
+    """AMI of groups of pixels against the time of fit and prediction, one panel per dataset."""
+    rows = _finished(comparison, track, "ami", "fit_seconds", "predict_seconds")
+    if rows.empty:
+        return None
+    rows = rows.assign(seconds=rows["fit_seconds"] + rows["predict_seconds"])
+    datasets = sorted(rows["dataset"].unique(), key=natural)
+    figure, axes = _panels(len(datasets), "Groups of pixels against time", track)
+    for axis, dataset in zip(axes, datasets, strict=False):
+        _draw_ends(axis, comparison, rows[rows["dataset"] == dataset], "seconds", "ami")
+        axis.set_ylim(-0.05, 1.05)
+        _log_ticks(axis.xaxis, EngFormatter("s"), most=4)
+        axis.set(xlabel="fit and prediction", ylabel="AMI (1 is perfect, 0 is chance)")
+        _title(axis, dataset_title(comparison, dataset))
+    _legend(figure, comparison, rows["label"])
+    _caption(figure, "Small points: seeds; large points: their median.")
+    return figure
+
+
+def _draw_ends(axis: Axes, comparison: Comparison, rows: pd.DataFrame, x: str, y: str) -> None:
+    """The ends of all seeds and their median for each model, over a log axis."""
+    style: dict[str, Any] = {"x": x, "y": y, "hue": "label", "style": "label", "ax": axis}
+    style |= {"palette": _colours(comparison), "markers": _markers(comparison), "legend": False}
+    middle = rows.groupby("label", as_index=False)[[x, y]].median()
+    sns.scatterplot(rows, s=16, alpha=0.5, linewidth=0, **style)
+    sns.scatterplot(middle, s=60, zorder=3, **style)
+    axis.set(xscale="log")
 
 
 def scaling(comparison: Comparison, track: str) -> Figure | None:
@@ -193,24 +238,24 @@ def _finished(comparison: Comparison, track: str, *metrics: str) -> pd.DataFrame
     return rows[rows["track"] == track].dropna(subset=list(metrics))
 
 
-def _median_curve(label: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """Columns label, seconds, excess: the median over the seeds of one model that have a curve.
+def _median_curve(label: str, rows: pd.DataFrame, cost: _Cost) -> pd.DataFrame:
+    """Columns label, spent, excess: the median over the seeds of one model that have a curve.
 
-    Every seed counts at every time: from its end on it stays where it ended. A median over only
+    Every seed counts at every point: from its end on it stays where it ended. A median over only
     those that still run would jump whenever one of them stops.
     """
     curves = []
     for nll, excess, curve in zip(rows["nll"], rows["excess_nll"], rows["curve"], strict=True):
-        points = [(seconds, value - nll + excess) for seconds, _, value in curve if seconds > 0]
+        points = [(at[cost.place], at[2] - nll + excess) for at in curve if at[cost.place] > 0]
         if points:
             curves.append(np.array(points).T)
     if not curves:
-        return pd.DataFrame(columns=["label", "seconds", "excess"])
+        return pd.DataFrame(columns=["label", "spent", "excess"])
     first, last = max(curve[0, 0] for curve in curves), max(curve[0, -1] for curve in curves)
-    seconds = np.geomspace(first, last, CURVE_POINTS)
-    reached = [np.interp(np.log(seconds), np.log(curve[0]), curve[1]) for curve in curves]
+    spent = np.geomspace(first, last, CURVE_POINTS)
+    reached = [np.interp(np.log(spent), np.log(curve[0]), curve[1]) for curve in curves]
     excess = np.median(reached, axis=0).clip(min=SMALLEST_EXCESS)
-    return pd.DataFrame({"label": label, "seconds": seconds, "excess": excess})
+    return pd.DataFrame({"label": label, "spent": spent, "excess": excess})
 
 
 def _sweeps(rows: pd.DataFrame, size: str) -> list[tuple[str, str, pd.DataFrame]]:

@@ -151,6 +151,7 @@ def as_json(comparison: Comparison) -> str:
         "changes": comparison.to_frame().to_dict("records"),
         "summary": comparison.summary.to_dict("records"),
         "overall": [asdict(item) for item in comparison.overall],
+        "paybacks": [{**asdict(item), "n_fits": item.n_fits} for item in comparison.paybacks],
         "recommendations": advice,
         "failures": [asdict(item) for item in comparison.failures],
         "notes": list(comparison.notes),

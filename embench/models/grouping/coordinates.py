@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
@@ -129,7 +129,7 @@ class PixelGMM(CoordinateGrouper):
         [[1.0, 1.0, 1.0, 0.5, 1.0, 1.0, 1.0]]
     """
 
-    version: ClassVar[str] = GaussianMixture.version
+    version: ClassVar[str | Callable[..., str]] = GaussianMixture.version
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **CoordinateGrouper._parameter_constraints,

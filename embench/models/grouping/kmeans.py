@@ -25,7 +25,7 @@ def k_means(X: FloatArray, uniforms: FloatArray, max_iter: int) -> Clusters:
         X: Points, shape (n_problems, n_points, n_features) [u].
         uniforms: Numbers in [0, 1), (n_init, n_components), that choose the starts: the same for
             all problems, so that what is found of one does not depend on the others.
-        max_iter: Largest number of iterations; mostly it takes fewer than ten until none moves.
+        max_iter: Largest number of iterations; ends when no centre of any problem moves.
 
     Source:
         Lloyd (1982); Arthur and Vassilvitskii (2007), k-means++.
@@ -43,23 +43,23 @@ def k_means(X: FloatArray, uniforms: FloatArray, max_iter: int) -> Clusters:
 
 def squared_distances(X: FloatArray, centres: FloatArray) -> FloatArray:
     """(n_problems, n_points, n_components) [u^2]."""
-    differences = (X[..., None, d] - centres[:, None, :, d] for d in range(X.shape[-1]))
-    return sum(np.square(difference) for difference in differences)  # type: ignore[return-value]
+    squared = np.zeros((*X.shape[:2], centres.shape[1]))
+    for feature in range(X.shape[-1]):  # few, and a sum over a short last axis would be slow
+        squared += np.square(X[..., None, feature] - centres[:, None, :, feature])
+    return squared
 
 
 def _seeded(X: FloatArray, uniforms: FloatArray) -> FloatArray:
     """Points as centres, each drawn by its squared distance to those before."""
     problems = np.arange(len(X))
-    shares = np.ones(X.shape[:2])
-    centres = np.empty((len(X), 0, X.shape[-1]))
-    for uniform in uniforms:
+    nearest = np.full(X.shape[:2], np.inf)
+    centres = np.empty((len(X), len(uniforms), X.shape[-1]))
+    for k, uniform in enumerate(uniforms):
+        shares = np.where(np.isinf(nearest), 1.0, nearest)  # the first is drawn from all alike
         below = shares.cumsum(axis=1)
         chosen = (below <= uniform * below[:, -1:]).sum(axis=1).clip(max=X.shape[1] - 1)
-        centres = np.concatenate([centres, X[problems, chosen][:, None]], axis=1)
-        shares = np.minimum(
-            shares if centres.shape[1] > 1 else np.inf,
-            squared_distances(X, centres[:, -1:])[..., 0],
-        )
+        centres[:, k] = X[problems, chosen]
+        nearest = np.minimum(nearest, squared_distances(X, centres[:, k : k + 1])[..., 0])
     return centres
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Iterator
-from copy import copy, deepcopy
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,16 +13,15 @@ import numpy as np
 import torch
 from sklearn.utils._param_validation import StrOptions
 
-from embench.models import engine, families
+from embench.models import engine
 from embench.models.checkpoint import digest
 from embench.models.engine import Parameters
-from embench.models.starts import starting_mixture
-from embench.models.steps import MixtureByEM, Run
+from embench.models.steps import InitParams, MixtureByEM, Run
 from embench.models.unrolled.bridge import mixtures_of, parameters_of, placed
 from embench.models.unrolled.checkpoint import Checkpoint, shipped
 from embench.models.unrolled.operators import Core
 from embench.models.unrolled.tasks import BATCH_SIZE, N_UPDATES, OperatorTraining
-from embench.types import Draw, FloatArray, InputError
+from embench.types import Draw, InputError
 
 
 class LearnedEM(MixtureByEM, ABC):
@@ -39,9 +38,6 @@ class LearnedEM(MixtureByEM, ABC):
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **MixtureByEM._parameter_constraints,
         "covariance_type": [StrOptions({"full"})],
-        "init_params": [
-            StrOptions({"spherical", "kmeans", "k-means++", "random", "random_from_data"})
-        ],
         "checkpoint": [str, Path, None],
     }
 
@@ -51,9 +47,7 @@ class LearnedEM(MixtureByEM, ABC):
         *,
         checkpoint: str | Path | None = None,
         max_iter: int = 5,
-        init_params: Literal[
-            "spherical", "kmeans", "k-means++", "random", "random_from_data"
-        ] = "spherical",
+        init_params: InitParams = "spherical",
         covariance_type: Literal["full"] = "full",
         **common: Any,
     ) -> None:
@@ -85,8 +79,7 @@ class LearnedEM(MixtureByEM, ABC):
     @property
     def training_seconds(self) -> float:
         """What the training took of the CPU, once, before any fit [s]."""
-        provenance = self._trained().provenance
-        return float(provenance.get("cpu_seconds", provenance.get("seconds")))
+        return float(self._trained().provenance["cpu_seconds"])
 
     def _trained(self) -> Checkpoint:
         """The weights and where they come from.
@@ -98,8 +91,8 @@ class LearnedEM(MixtureByEM, ABC):
         found = _loaded(path, digest(path))
         if found.operator.core != self.core:
             raise InputError(
-                f"{path}: expected weights of {self.name}, which has a learned {self.core}, got "
-                f"those of a learned {found.operator.core}"
+                f"{path}: expected weights of {self.name}, which is {self.core}, got weights that "
+                f"are {found.operator.core}"
             )
         return found
 
@@ -128,30 +121,14 @@ class LearnedEM(MixtureByEM, ABC):
                 log_likelihood, mixtures = next(steps)
             yield log_likelihood.item() / n_samples, parameters_of(samples, mixtures)
 
-    def _initialised(
-        self,
-        X: FloatArray,
-        sample_weight: FloatArray | None,
-        random_state: np.random.RandomState,
-    ) -> Parameters:
-        """The start that the training knows, unless another one is asked for."""
-        twin = copy(self)
-        if self.init_params == "spherical":
-            seed = np.random.SeedSequence(random_state.randint(2**31))
-            start = starting_mixture(X, self.n_components, seed, sample_weight)
-            for part, made in families.start_params(start, "full").items():
-                if getattr(self, part) is None:
-                    setattr(twin, part, made)
-            twin.init_params = "random"  # for scikit-learn, which makes nothing of it
-        return super(LearnedEM, twin)._initialised(X, sample_weight, random_state)
-
 
 class AmortisedEM(LearnedEM):
-    """EM learned over many datasets: a pass of five steps with tilted responsibilities; full only.
+    """EM learned over many datasets, so that a pass of five steps fits an unseen one; full only.
 
     In each step a network that knows nothing of n_samples, n_features or n_components tilts the
-    responsibilities of EM and shrinks its covariances (`LearnedEStep`), so that few steps get where
-    EM needs many, and covariances of few samples are less wrong than those of maximum likelihood.
+    responsibilities of EM, stretches its steps and shrinks its covariances (`FeedForwardStep`), so
+    that few steps get where EM needs many, and covariances of few samples are less wrong than those
+    of maximum likelihood.
     It was trained once, on mixtures drawn at random, for the likelihood of samples that the fit has
     not seen; what that took is in ``training_seconds``. On data unlike these it may be worse
     than EM: nothing promises a likelihood that rises. Iterations after the learned ones are EM's,
@@ -184,7 +161,7 @@ class AmortisedEM(LearnedEM):
     """
 
     name = "amortised-em"
-    core = "e-step"
+    core = "feed-forward"
 
 
 class RecurrentEM(LearnedEM):
@@ -206,7 +183,7 @@ class RecurrentEM(LearnedEM):
     """
 
     name = "recurrent-em"
-    core = "m-step"
+    core = "recurrent"
 
 
 @lru_cache(maxsize=8)

@@ -1,6 +1,8 @@
-"""From the engine's values to those of torch, for one dataset, and back."""
+"""From embench's values to those of torch, and back."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -9,6 +11,21 @@ from embench.models import engine
 from embench.models.engine import Parameters
 from embench.models.engine.linalg import symmetric
 from embench.models.unrolled.em_map import Mixtures, Samples, products
+from embench.types import Mixture
+
+
+def stacked(mixtures: Sequence[Mixture], dtype: torch.dtype = torch.float64) -> Mixtures:
+    """A mixture for each of B datasets as one value, for instance the starts of a layer.
+
+    Raises:
+        ValueError: They have not all the same numbers of components and features.
+    """
+    weights, means, covariances = (
+        torch.as_tensor(np.stack([getattr(one, part) for one in mixtures]))
+        for part in ("weights", "means", "covariances")
+    )
+    parts = (weights.log(), means, torch.linalg.cholesky(covariances))
+    return Mixtures(*(part.to(dtype) for part in parts))
 
 
 def placed(samples: engine.Samples) -> Samples:

@@ -122,6 +122,11 @@ def products(Y: Tensor, present: Tensor) -> Tensor:
     return torch.cat([Y[:, rows] * Y[:, columns], Y, present[:, None]], dim=1)
 
 
+def n_products(n_features: int) -> int:
+    """P: how many `products` there are."""
+    return (n_features + 1) * (n_features + 2) // 2
+
+
 def e_step(samples: Samples, mixtures: Mixtures) -> tuple[Tensor, Tensor]:
     """Log-likelihood and responsibilities under mixtures of the frame.
 

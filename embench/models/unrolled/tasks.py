@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from embench.models.starts import starting_mixture
+from embench.models.unrolled.bridge import stacked
 from embench.models.unrolled.checkpoint import Checkpoint
-from embench.models.unrolled.em_map import Mixtures
 from embench.models.unrolled.operators import Core, EMOperator
 from embench.models.unrolled.training import Task, Trainer, nlls
-from embench.types import Draw, Drawn, InputError, IntArray, Mixture
+from embench.types import Draw, Drawn, InputError, IntArray
 
 N_UPDATES, BATCH_SIZE = 3000, 32
 
@@ -112,7 +112,7 @@ def _task(drawn: Sequence[Drawn]) -> Task:
     return Task(
         torch.as_tensor(np.stack([one.data.X_train for one in drawn])),
         torch.as_tensor(np.stack([one.data.X_test for one in drawn])),
-        _stacked(starts),
+        stacked(starts),
     )
 
 
@@ -122,12 +122,3 @@ def _check(drawn: Drawn) -> None:
     if data.n_components is None or data.Y_train is not None:
         lacking = "a number of components" if data.n_components is None else "a density of X alone"
         raise InputError(f"{spec}: cannot be learned from: it has not {lacking}")
-
-
-def _stacked(starts: Sequence[Mixture]) -> Mixtures:
-    """Starts of the datasets as one value."""
-    weights, means, covariances = (
-        torch.as_tensor(np.stack(part))
-        for part in zip(*((s.weights, s.means, s.covariances) for s in starts), strict=True)
-    )
-    return Mixtures(weights.log(), means, torch.linalg.cholesky(covariances))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 from embench.models.unrolled.em_map import Mixtures, Samples, e_step, framed
 from embench.models.unrolled.operators import EMOperator
 
-LEARNING_RATE = 5e-3
-"""The largest, a third of the way through the updates; it rises to it and falls to zero."""
+LEARNING_RATE, RISE = 5e-3, 0.3
+"""The largest learning rate of Adam, and the share of the updates in which it is reached."""
 
 EARLIER = 0.5
 """What a mixture counts for in the loss, relative to the one a step later: the last one is what is
@@ -47,9 +48,6 @@ class Trainer:
         self.operator, self.n_updates = operator, n_updates
         self.done = 0
         self._optimizer = torch.optim.Adam(operator.parameters())
-        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self._optimizer, LEARNING_RATE, total_steps=n_updates
-        )
 
     def update(self, task: Task) -> float:
         """Learn from one task, and return the mean NLL of its new samples [nat].
@@ -63,8 +61,8 @@ class Trainer:
         loss.backward()
         size = nn.utils.clip_grad_norm_(self.operator.parameters(), LARGEST_GRADIENT)
         if size.isfinite():
+            self._optimizer.param_groups[0]["lr"] = _learning_rate((self.done + 1) / self.n_updates)
             self._optimizer.step()
-        self._schedule.step()
         self.done += 1
         return after_each_step[-1].item()
 
@@ -74,7 +72,6 @@ class Trainer:
             "done": self.done,
             "operator": self.operator.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.state_dict(),
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
@@ -82,7 +79,6 @@ class Trainer:
         self.done = state["done"]
         self.operator.load_state_dict(state["operator"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
 
 
 def nlls(operator: EMOperator, task: Task, n_steps: int) -> Tensor:
@@ -91,6 +87,12 @@ def nlls(operator: EMOperator, task: Task, n_steps: int) -> Tensor:
     unseen = samples.joined_by(task.X_new)
     steps = operator.steps(samples, samples.inward(task.start))
     return torch.stack([_nll(unseen, next(steps)[1]) for _ in range(n_steps)])
+
+
+def _learning_rate(share: float) -> float:
+    """At a share of the updates: up and down again, each half a wave of a cosine."""
+    wave = share / RISE if share < RISE else 1 + (share - RISE) / (1 - RISE)
+    return LEARNING_RATE * 0.5 * (1 - math.cos(math.pi * wave))
 
 
 def _nll(samples: Samples, mixtures: Mixtures) -> Tensor:

@@ -524,6 +524,7 @@ def test_a_training_that_is_killed_goes_on_to_the_same_weights(name, images_suit
 
     assert [p.update for p in resumed] == [p.update for p in whole] == [1, 2, 3, 4]
     assert [p.findings for p in resumed] == [p.findings for p in whole]
+    assert list(train(spec, suite, tmp_path / "broken", **how)) == resumed
     one, other = (weights(tmp_path / folder, name) for folder in ("whole", "broken"))
     assert all(torch.equal(one[key], other[key]) for key in one)
 

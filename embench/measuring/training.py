@@ -100,7 +100,7 @@ def train(
     with limited_threads(suite.threads):
         training = trainable(model).training(_drawer(suite), seed, n_updates, batch_size)
         session = _resumed(training, plan, folder)
-        yield from session.curve
+        yield from session.curve[:-1] if training.is_finished else session.curve
         every, saved = max(1, round(training.n_updates / N_REPORTS)), session.seconds
         while not training.is_finished:
             session.seconds += _pulled(training, every)

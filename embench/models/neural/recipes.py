@@ -78,6 +78,7 @@ QUICK = Recipe(
     batch_size=32,
     schedule="cosine",
     averaging=0.999,
+    n_init=4,
     max_updates=3000,
 )
 
@@ -99,7 +100,8 @@ PRESETS: Mapping[str, Recipe] = {
         n_components=3,
         hidden=128,
         n_steps=6,
-        n_init=4,
+        n_test_steps=20,
+        n_init=8,
         noise=0.1,
         noise_end=0.0,
         max_updates=7000,

@@ -484,6 +484,16 @@ def test_an_error_says_what_was_expected_and_what_came(params, X, said):
         make_model("rnn-em", **params).fit(X)
 
 
+def test_a_second_fit_knows_nothing_of_the_first():
+    model = make_model("rnn-em", preset="quick", hidden=4, max_updates=2, random_state=0)
+
+    again = model.fit(bars(20, n_pixels=9)[0]).fit(bars(20)[0])
+
+    fresh = clone(model).fit(bars(20)[0])
+    assert_array_equal(again.predict(bars(20)[0]), fresh.predict(bars(20)[0]))
+    assert again.losses_ == fresh.losses_
+
+
 def test_images_of_another_size_are_refused(fitted):
     with pytest.raises(ValueError, match=r"expected images of 16 pixels, got X of shape \(2, 9\)"):
         fitted.predict(np.zeros((2, 9)))

@@ -179,10 +179,7 @@ class NeuralGrouper(BaseEstimator, ABC):
             yield self.n_iter_
 
     def trainer(self, X: FloatArray) -> Trainer:
-        """What trains this model on X, update by update; the model is as trained as that is.
-
-        Attributes: ``network_`` and ``recipe_``; ``losses_`` of the updates that `iter_fit` did.
-        """
+        """What trains this model on X, update by update: the model is as far as that is."""
         self._validate_params()
         rng = check_random_state(self.random_state)
         self.recipe_ = recipe = self.recipe()
@@ -257,7 +254,7 @@ class NeuralGrouper(BaseEstimator, ABC):
 
         The mixture of a pixel is that of all groups' predictions with equal weights.
         """
-        found = [self._log_likelihood(*self._run(part)) for part in self._parts(X)]
+        found = [self._log_likelihood(part, *self._run(part)) for part in self._parts(X)]
         return torch.cat(found).double().mean().item()
 
     def em_steps(
@@ -272,7 +269,9 @@ class NeuralGrouper(BaseEstimator, ABC):
         """
         law = LAWS[self.recipe_.pixels]
         check_is_fitted(self)
-        for outputs, gamma in self._run(self._tensor(self._checked(X)), n_steps)[1]:
+        for outputs, gamma in self._run(
+            self._tensor(self._checked(X, self.n_features_in_)), n_steps
+        )[1]:
             yield _last_axis(law.predictions(outputs)), _last_axis(gamma)
 
     @property
@@ -291,7 +290,7 @@ class NeuralGrouper(BaseEstimator, ABC):
             n_init=self.n_init or own.n_init,
         )
         self.n_features_in_ = found.n_pixels
-        self._checked(X)
+        self._checked(X, found.n_pixels)
         network = self._network(found.n_pixels, self.recipe_)
         self.network_ = found.put_into(network).to(getattr(torch, self.dtype))
         self.n_iter_, self.losses_ = 0, []
@@ -306,7 +305,7 @@ class NeuralGrouper(BaseEstimator, ABC):
     def _parts(self, X: FloatArray) -> Iterator[Tensor]:
         """Some images at a time."""
         check_is_fitted(self)
-        X = self._checked(X)
+        X = self._checked(X, self.n_features_in_)
         for start in range(0, len(X), CHUNK):
             yield self._tensor(X[start : start + CHUNK])
 
@@ -335,25 +334,24 @@ class NeuralGrouper(BaseEstimator, ABC):
             first = unroll.first_responsibilities(recipe.n_components, film.clean[0], generator)
             found = list(unroll.moments(self.network_, recipe, film, first))
             if best:
-                better = self._log_likelihood(film, found) > self._log_likelihood(film, best)
+                old, new = (self._log_likelihood(images, film, one) for one in (best, found))
                 pairs = zip(found, best, strict=True)
-                found = [_chosen(better, one, other) for one, other in pairs]
+                found = [_chosen(new > old, one, other) for one, other in pairs]
             best = found
         return film, best
 
-    def _log_likelihood(self, film: Film, moments: list[Moment]) -> Tensor:
+    def _log_likelihood(self, images: Tensor, film: Film, moments: list[Moment]) -> Tensor:
         """Of each image after the last step, of sequences the mean over frames, [B] [nat]."""
-        law = LAWS[self.recipe_.pixels]
-        is_still = film.clean.stride(0) == 0
-        steps = list(zip(film.clean, moments, strict=True))[-1 if is_still else 0 :]
-        each = [law.log_likelihood(clean, moment.outputs) for clean, moment in steps]
+        law, first = LAWS[self.recipe_.pixels], -1 if images.ndim == 2 else 0
+        pairs = list(zip(film.clean, moments, strict=True))[first:]
+        each = [law.log_likelihood(clean, moment.outputs) for clean, moment in pairs]
         return torch.stack(each).mean(0)
 
     def _tensor(self, X: FloatArray) -> Tensor:
         return torch.as_tensor(X, dtype=next(self.network_.parameters()).dtype)
 
-    def _checked(self, X: FloatArray) -> FloatArray:
-        """Images or sequences of what the pixels can be."""
+    def _checked(self, X: FloatArray, n_pixels: int | None = None) -> FloatArray:
+        """Images or sequences, of so many pixels, of what the pixels can be."""
         X = np.asarray(X)
         if X.ndim not in (2, 3) or 0 in X.shape or X.dtype.kind not in "fiub":
             raise ValueError(
@@ -362,8 +360,8 @@ class NeuralGrouper(BaseEstimator, ABC):
             )
         if X.ndim == 3 and X.shape[1] < 2:
             raise ValueError(f"expected sequences of 2 frames or more, got X of shape {X.shape}")
-        if (known := getattr(self, "n_features_in_", X.shape[-1])) != X.shape[-1]:
-            raise ValueError(f"expected images of {known} pixels, got X of shape {X.shape}")
+        if X.shape[-1] != (n_pixels or X.shape[-1]):
+            raise ValueError(f"expected images of {n_pixels} pixels, got X of shape {X.shape}")
         low, high = float(X.min()), float(X.max())
         if not np.isfinite(low + high):
             raise ValueError("expected finite numbers in X")

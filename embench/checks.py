@@ -12,7 +12,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,14 +24,25 @@ from embench import gaussian, registry
 from embench.types import (
     ConditionalModel,
     Dataset,
+    FloatArray,
+    Grouper,
     InputError,
     IterativeModel,
     Mixture,
     MixtureModel,
     Model,
+    ScoredModel,
     Spec,
     StartableModel,
+    task_of,
 )
+
+DATA: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "density": ("blobs", {"n_samples": 200, "n_components": 3}),
+    "conditional": ("inverse-sine", {"n_samples": 200, "n_components": 3}),
+    "grouping": ("shapes", {"n_train": 50, "n_test": 20, "size": 20, "n_shapes": 3}),
+}
+"""What a model of each task is fitted to."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,7 @@ class NotApplicable(Exception):
 def check_model(spec: Spec) -> Iterator[Finding]:
     """Hold a model against every law, on small data with known truth.
 
-    A `ConditionalModel` is fitted to X and Y of the dataset inverse-sine, all others to X alone.
+    A `ConditionalModel` is fitted to X and Y of the dataset inverse-sine, a `Grouper` to images.
 
     Args:
         spec: The model and its parameters; ``n_components`` is 3 unless said.
@@ -63,8 +74,8 @@ def check_model(spec: Spec) -> Iterator[Finding]:
         {''}
     """
     model = registry.make_model(spec.name, **spec.params)
-    dataset = "inverse-sine" if isinstance(model, ConditionalModel) else "blobs"
-    data = registry.make_dataset(dataset, seed=0, n_samples=200, n_components=3)
+    dataset, params = DATA[task_of(model)]
+    data = registry.make_dataset(dataset, seed=0, **params)
     defaults = {"n_components": 3, "random_state": 0}
     known = model.get_params()
     asked = {k: v for k, v in defaults.items() if k in known and k not in spec.params}
@@ -134,28 +145,41 @@ def fits_and_leaves_the_data_alone(model: Model, data: Dataset) -> None:
 def is_repeatable(model: Model, data: Dataset) -> None:
     """Two fits with one random_state end at the same score, and global seeds stay as they are."""
     before = _global_random_state()
-    scores = [clone(model).fit(*data.train).score(*data.test) for _ in range(2)]
-    _expect(scores[0] == scores[1], f"two fits scored {scores[0]!r} and {scores[1]!r}")
+    first, second = (_quality(clone(model).fit(*data.train), data) for _ in range(2))
+    _expect(first == second, f"two fits scored {first!r} and {second!r}")
     _expect(before == _global_random_state(), "fit drew from NumPy's global random state")
 
 
 def survives_pickling(model: Model, data: Dataset) -> None:
     """A pickled copy of the fitted model scores the same."""
     copy = pickle.loads(pickle.dumps(model.fit(*data.train)))
-    _expect(copy.score(*data.test) == model.score(*data.test), "the copy scores differently")
+    _expect(_quality(copy, data) == _quality(model, data), "the copy scores differently")
 
 
 def predicts_components(model: Model, data: Dataset) -> None:
-    """`predict` gives every sample a component's number."""
+    """`predict` gives every sample, or every pixel of an image, a component's number."""
     if isinstance(model, ConditionalModel):
         raise NotApplicable("it predicts targets")
     labels = np.asarray(model.fit(*data.train).predict(data.X_test))
-    _expect(labels.shape == data.X_test.shape[:1], f"got labels of shape {labels.shape}")
+    expected = data.X_test.shape[: 2 if isinstance(model, Grouper) else 1]
+    _expect(labels.shape == expected, f"got labels of shape {labels.shape}")
     highest = model.get_params().get("n_components", labels.max() + 1)
     _expect(
         labels.dtype.kind in "iu" and labels.min() >= 0 and labels.max() < highest,
         f"expected integers in [0, {highest}), got {np.unique(labels)}",
     )
+
+
+def predicts_the_most_probable_group(model: Model, data: Dataset) -> None:
+    """`group_proba` of each pixel sums to 1, and is largest for the group that is predicted."""
+    if not isinstance(model, Grouper):
+        raise NotApplicable("it groups no pixels")
+    labels = np.asarray(model.fit(*data.train).predict(data.X_test))
+    proba = model.group_proba(data.X_test)
+    _expect(proba.shape[:-1] == labels.shape, f"got probabilities of shape {proba.shape}")
+    _expect(np.allclose(proba.sum(axis=-1), 1, atol=1e-6), "probabilities do not sum to 1")
+    of_labels = np.take_along_axis(proba, labels[..., None], axis=-1)[..., 0]
+    _expect(np.array_equal(of_labels, proba.max(axis=-1)), "another group is more probable")
 
 
 def scores_as_the_judge_does(model: Model, data: Dataset) -> None:
@@ -170,17 +194,19 @@ def scores_as_the_judge_does(model: Model, data: Dataset) -> None:
         judged = gaussian.log_likelihood(model.mixture_, data.X_test)
     else:
         raise NotApplicable("it has no mixture_")
-    _same(model, model.score(*data.test), judged)
+    _same(model, _score(model, data.test), judged)
 
 
 def steps_to_where_it_fits(model: Model, data: Dataset) -> None:
     """`iter_fit` counts 0, 1, 2 ... and ends where `fit` ends."""
     if not isinstance(model, IterativeModel):
         raise NotApplicable("it has no iter_fit")
+    if not isinstance(model, ScoredModel):
+        raise NotApplicable("it has no score")
     counts = list(model.iter_fit(*data.train))
     _expect(counts == list(range(len(counts))), f"expected 0, 1, 2 ..., got {counts[:5]} ...")
     fitted = clone(model).fit(*data.train)
-    _same(model, model.score(*data.test), fitted.score(*data.test))
+    _same(model, _score(model, data.test), _score(fitted, data.test))
 
 
 def begins_where_it_is_told(model: Model, data: Dataset) -> None:
@@ -197,7 +223,7 @@ def begins_where_it_is_told(model: Model, data: Dataset) -> None:
         start = Mixture(start.weights, start.means, unit)
         model.start_from(start)
     next(iter(model.iter_fit(data.X_train)))
-    _same(model, model.score(data.X_train), gaussian.log_likelihood(start, data.X_train))
+    _same(model, _score(model, (data.X_train,)), gaussian.log_likelihood(start, data.X_train))
 
 
 def refuses_what_is_no_data(model: Model, data: Dataset) -> None:
@@ -224,11 +250,25 @@ LAWS: tuple[Callable[[Any, Dataset], None], ...] = (
     is_repeatable,
     survives_pickling,
     predicts_components,
+    predicts_the_most_probable_group,
     scores_as_the_judge_does,
     steps_to_where_it_fits,
     begins_where_it_is_told,
     refuses_what_is_no_data,
 )
+
+
+def _score(model: Model, samples: tuple[FloatArray, ...]) -> float:
+    """A model's own likelihood [nat]."""
+    assert isinstance(model, ScoredModel)
+    return model.score(*samples)
+
+
+def _quality(model: Model, data: Dataset) -> float | bytes:
+    """What tells two fits apart: the score, and where there is none, the groups."""
+    if isinstance(model, ScoredModel):
+        return _score(model, data.test)
+    return np.asarray(model.predict(data.X_test)).tobytes()
 
 
 def _sentence(law: Callable[[Any, Dataset], None]) -> str:

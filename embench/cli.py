@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embench import __version__, store
-from embench.registry import unknown
+from embench.registry import IMAGE_SUFFIXES, unknown
 from embench.types import COVARIANCE_ALIASES, COVARIANCE_TYPES, TRACKS, InputError, Record, Spec
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def main() -> None:
     multiple=True,
     type=click.Path(),
     metavar="FILE",
-    help="A file of your own: .csv, .npy, .npz or .parquet; several by repeating.",
+    help="A file of your own: .csv, .npy, .npz, .parquet, .h5; several by repeating.",
 )
 @click.option("--label", metavar="COLUMN", help="The column of --data that holds labels.")
 @click.option(
@@ -147,7 +147,7 @@ def run(
     out: Path | None,
     **others: Any,
 ) -> None:
-    """Run SUITE (default: quick; own-data with --data, conditional with --target).
+    """Run SUITE (default: quick; with --data own-data, conditional or, of images, grouping).
 
     SUITE is the name of a shipped suite (see `embench suites`) or the path of a TOML file.
     Ctrl-C loses nothing that is finished; the same command again goes on where it stopped.
@@ -162,7 +162,7 @@ def run(
     if columns and not files:
         raise InputError(f"--{next(iter(columns))} names columns of --data; name a file, too")
     own = [Spec(os.path.expanduser(file), columns) for file in files]
-    suite = suite or ("conditional" if target else "own-data" if own else "quick")
+    suite = suite or _suite_for(files, target)
     chosen = customised(
         load_suite(suite),
         models=models or None,
@@ -190,7 +190,8 @@ def run(
 @click.option(
     "--baseline",
     metavar="MODEL",
-    help="Compare with this one.  [sklearn-em, else em; for p(Y|X) linear-gaussian]",
+    help="Compare with this one.  [sklearn-em, else em; for p(Y|X) linear-gaussian; of images "
+    "pixel-kmeans]",
 )
 @click.option(
     "--metric",
@@ -499,6 +500,15 @@ def suites() -> None:
     from embench.measuring.plan import suites
 
     _list(suites())
+
+
+def _suite_for(files: Sequence[str], target: str | None) -> str:
+    """The suite of those who name none, by what is in their files."""
+    if target:
+        return "conditional"
+    if any(Path(file).suffix.lower() in IMAGE_SUFFIXES for file in files):
+        return "grouping"
+    return "own-data" if files else "quick"
 
 
 def _followed(moments: Iterator[Moment], total: int) -> list[Moment]:

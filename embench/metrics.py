@@ -8,30 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
-from embench.types import Dataset, IntArray
+from embench.agreement import adjusted_mutual_information, adjusted_rand, contingencies
+from embench.types import Dataset, FloatArray, IntArray
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What a finished fit left to be judged.
 
-    ``nll`` is the judge's mean negative log-likelihood of ``dataset.test`` per sample [nat];
-    ``labels`` are predicted for ``X_test``, None by a conditional model; memory is in bytes and
-    ``gpu_peak_memory`` is None on the CPU. ``training_seconds`` were spent once, before any fit.
+    ``nll`` is the judge's mean negative log-likelihood of ``dataset.test`` per sample, or image
+    [nat], None of a grouper that has none; ``labels`` are predicted for ``X_test``, None by a
+    conditional model, and ``predict_seconds`` is what that took, None of all but groupers; memory
+    is in bytes and ``gpu_peak_memory`` is None on the CPU. ``training_seconds`` were spent once,
+    before any fit.
     """
 
     dataset: Dataset
-    nll: float
+    nll: float | None
     labels: IntArray | None
     n_iter: int | None
     fit_seconds: float
     cpu_seconds: float
     peak_memory: int | None
     gpu_peak_memory: int | None
+    predict_seconds: float | None = None
     training_seconds: float | None = None
 
 
@@ -69,7 +74,7 @@ class Metric:
     resolution: float = 0.0
 
 
-def nll(outcome: Outcome) -> float:
+def nll(outcome: Outcome) -> float | None:
     return outcome.nll
 
 
@@ -78,6 +83,8 @@ def excess_nll(outcome: Outcome) -> float | None:
     from embench import gaussian
 
     data = outcome.dataset
+    if outcome.nll is None:
+        return None
     if data.truth is not None:
         return outcome.nll + gaussian.log_likelihood(data.truth, data.X_test)
     return None if data.true_log_likelihood is None else outcome.nll + data.true_log_likelihood
@@ -85,24 +92,53 @@ def excess_nll(outcome: Outcome) -> float | None:
 
 def ami(outcome: Outcome) -> float | None:
     """Adjusted mutual information, arithmetic norm (Vinh, Epps and Bailey, JMLR 2010)."""
+    if outcome.dataset.task == "grouping":
+        return _mean_over_images(adjusted_mutual_information, outcome.dataset.y_test, outcome)
     from sklearn.metrics import adjusted_mutual_info_score
 
-    return _agreement(outcome, adjusted_mutual_info_score)
+    return _agreement(adjusted_mutual_info_score, outcome)
+
+
+def ami_max(outcome: Outcome) -> float | None:
+    """AMI of groups of pixels by the larger entropy, as published results of Neural EM have it."""
+    score = partial(adjusted_mutual_information, norm="max")
+    return _mean_over_images(score, outcome.dataset.y_test, outcome)
+
+
+def ami_overlaps(outcome: Outcome) -> float | None:
+    """AMI of groups of pixels where those under several objects belong to the one drawn last."""
+    return _mean_over_images(adjusted_mutual_information, outcome.dataset.y_top_test, outcome)
 
 
 def ari(outcome: Outcome) -> float | None:
     """Adjusted Rand index (Hubert and Arabie, 1985)."""
+    if outcome.dataset.task == "grouping":
+        return _mean_over_images(adjusted_rand, outcome.dataset.y_test, outcome)
     from sklearn.metrics import adjusted_rand_score
 
-    return _agreement(outcome, adjusted_rand_score)
+    return _agreement(adjusted_rand_score, outcome)
 
 
-def _agreement(outcome: Outcome, score: Callable[..., float]) -> float | None:
+def _agreement(score: Callable[..., float], outcome: Outcome) -> float | None:
     """Agreement of predicted and true labels, over the samples that have a true one."""
     truth, labels = outcome.dataset.y_test, outcome.labels
     if truth is None or labels is None or not np.any(truth >= 0):
         return None
     return float(score(truth[truth >= 0], labels[truth >= 0]))
+
+
+def _mean_over_images(
+    score: Callable[[IntArray], FloatArray], truth: IntArray | None, outcome: Outcome
+) -> float | None:
+    """Mean agreement of the groups of pixels in an image, over the pixels that have a true one.
+
+    Every frame of a sequence is an image. One with a single true group, or none, does not count.
+    """
+    if outcome.dataset.task != "grouping" or truth is None or outcome.labels is None:
+        return None
+    images = (part.reshape(-1, part.shape[-1]) for part in (truth, outcome.labels))
+    values = score(contingencies(*images))
+    return float(values.mean()) if len(values) else None
 
 
 def _table(*metrics: Metric) -> Mapping[str, Metric]:
@@ -117,11 +153,18 @@ METRICS = _table(
            tie=Tolerance(0.01), gate=Tolerance(0.01), function=excess_nll),
     Metric(name="ami", title="AMI", unit="", better="higher", kind="quality",
            tie=Tolerance(0.01), gate=Tolerance(0.02), function=ami),
+    Metric(name="ami_max", title="AMI (max norm)", unit="", better="higher", kind="quality",
+           tie=Tolerance(0.01), gate=Tolerance(0.02), function=ami_max),
+    Metric(name="ami_overlaps", title="AMI with overlaps", unit="", better="higher",
+           kind="quality", tie=Tolerance(0.01), gate=Tolerance(0.02), function=ami_overlaps),
     Metric(name="ari", title="ARI", unit="", better="higher", kind="quality",
            tie=Tolerance(0.01), gate=Tolerance(0.02), function=ari),
     Metric(name="fit_seconds", title="fit time", unit="s", better="lower", kind="cost",
            tie=Tolerance(relative=0.1), gate=Tolerance(0.0005, 0.3),
            function=lambda outcome: outcome.fit_seconds, resolution=1e-6),
+    Metric(name="predict_seconds", title="prediction time", unit="s", better="lower", kind="cost",
+           tie=Tolerance(relative=0.1), gate=Tolerance(0.0005, 0.3),
+           function=lambda outcome: outcome.predict_seconds, resolution=1e-6),
     Metric(name="cpu_seconds", title="CPU time", unit="s", better="lower", kind="cost",
            tie=Tolerance(relative=0.1), gate=Tolerance(0.0005, 0.3),
            function=lambda outcome: outcome.cpu_seconds, resolution=1e-6),

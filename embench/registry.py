@@ -19,10 +19,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from embench.types import Dataset, InputError, Model, Spec
+from embench.types import Dataset, Grouper, InputError, Model, ScoredModel, Spec
 
-FILE_DATASET = "embench.datasets.files:FileDataset"
-FILE_SUFFIXES = (".csv", ".npy", ".npz", ".parquet")
+TABLE_SUFFIXES = (".csv", ".npy", ".npz", ".parquet")
+IMAGE_SUFFIXES = (".h5", ".hdf5")
+FILE_DATASETS = {
+    **dict.fromkeys(TABLE_SUFFIXES, "embench.datasets.files:FileDataset"),
+    **dict.fromkeys(IMAGE_SUFFIXES, "embench.datasets.hdf5:ImageFile"),
+}
 
 
 class NotInstalled(InputError):
@@ -52,7 +56,7 @@ def make_model(name: str, **params: Any) -> Model:
         3
     """
     model = _call("model", name, **params)
-    if not isinstance(model, Model):
+    if not isinstance(model, Model) or not isinstance(model, ScoredModel | Grouper):
         wanted = ("fit", "predict", "score", "get_params", "set_params")
         lacking = [method for method in wanted if method not in dir(model)]
         raise InputError(
@@ -65,7 +69,8 @@ def make_dataset(name: str, seed: int = 0, **params: Any) -> Dataset:
     """Make a dataset by name; the data depend on the seed and the parameters only.
 
     Args:
-        name: A name listed by `datasets`, or the path of a .csv, .npy, .npz or .parquet file.
+        name: A name listed by `datasets`, or the path of a .csv, .npy, .npz, .parquet, .h5 or .hdf5
+            file.
         seed: Any integer >= 0.
         **params: Parameters of the dataset.
 
@@ -95,11 +100,12 @@ def load(kind: str, name: str) -> Callable[..., Any]:
     Raises:
         InputError: The name is unknown, or a package that it needs is not installed.
     """
-    if kind == "dataset" and PurePath(name).suffix.lower() in FILE_SUFFIXES:
-        return EntryPoint(name, FILE_DATASET, "").load()(name)
+    suffix = PurePath(name).suffix.lower()
+    if kind == "dataset" and suffix in FILE_DATASETS:
+        return EntryPoint(name, FILE_DATASETS[suffix], "").load()(name)
     point = _entry_points(kind).get(name)
-    if point is None and kind == "dataset" and (PurePath(name).suffix or "/" in name):
-        raise InputError(f"{name}: expected a file that ends in {', '.join(FILE_SUFFIXES)}")
+    if point is None and kind == "dataset" and (suffix or "/" in name):
+        raise InputError(f"{name}: expected a file that ends in {', '.join(FILE_DATASETS)}")
     if point is None and kind == "model" and ":" in name:
         point = EntryPoint(name, name, "")
     if point is None:

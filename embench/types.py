@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 SCHEMA = 1
 """Number of the record format; raised when a reader of old records would misread new ones."""
@@ -28,6 +29,13 @@ TRACKS: Mapping[str, str] = {
     "budget": "every model has its own start, billed, and the same number of seconds",
     "default": "every model as its own user would call it",
 }
+
+TASKS: Mapping[str, str] = {
+    "density": "a density of X",
+    "conditional": "a density of Y given X",
+    "grouping": "groups of the pixels of images",
+}
+"""What a dataset asks for and a model offers, each one of these."""
 
 STATUSES: Mapping[str, str] = {
     "ok": "finished and judged",
@@ -147,6 +155,12 @@ class Dataset:
     predicted from X; with them the task is the density p(Y|X), for conditional models.
     ``true_log_likelihood`` is the mean log-density [nat] of what is held out, given X if there are
     targets, under the law that it was drawn from, where that law is no ``truth`` as a mixture.
+
+    With an ``image_shape`` (height, width) the task is to group pixels: X is images (n_images,
+    n_pixels), rows of pixels joined, or sequences of them (n_sequences, n_steps, n_pixels), and
+    ``y_test``, of the same shape, has a group for every pixel: -1 for those of the ground and those
+    under several objects. The latter are in the mask ``overlap_test``, and in ``y_top_test`` they
+    belong to the object drawn last; either is None where nobody knows.
     """
 
     X_train: FloatArray
@@ -159,6 +173,16 @@ class Dataset:
     Y_train: FloatArray | None = None
     Y_test: FloatArray | None = None
     true_log_likelihood: float | None = None
+    image_shape: tuple[int, int] | None = None
+    overlap_test: BoolArray | None = None
+    y_top_test: IntArray | None = None
+
+    @property
+    def task(self) -> str:
+        """What is asked for, one of `TASKS`."""
+        if self.image_shape is not None:
+            return "grouping"
+        return "density" if self.Y_train is None else "conditional"
 
     @property
     def train(self) -> tuple[FloatArray, ...]:
@@ -205,8 +229,8 @@ class Record:
 
     ``curve`` holds (seconds, n_iter, held-out NLL [nat]) at selected iterations. ``sizes`` are
     those of the data: n_samples, n_features, n_components, n_test, n_targets where there are
-    targets, and n_table where seeds split one table. A metric that does not exist (AMI without
-    labels, GPU memory without a GPU) is absent, never NaN.
+    targets, n_steps where samples are sequences, and n_table where seeds split one table. A metric
+    that does not exist (AMI without labels, GPU memory without a GPU) is absent, never NaN.
     """
 
     trial: Trial
@@ -237,24 +261,32 @@ class Record:
 
 @runtime_checkable
 class Model(Protocol):
-    """What every plug-in offers: a scikit-learn estimator with a density.
+    """What every plug-in offers: a scikit-learn estimator.
 
     Methods take X alone, or X and Y where the model is a `ConditionalModel`.
     """
 
     def fit(self, X: FloatArray, *Y: FloatArray) -> Self: ...
 
-    def score(self, X: FloatArray, *Y: FloatArray) -> float:
-        """Mean log-likelihood per sample [nat]."""
-        ...
-
     def predict(self, X: FloatArray) -> NDArray[Any]:
-        """Most probable component of each sample, (n_samples,), or a prediction of its targets."""
+        """Most probable component of each sample, (n_samples,), or a prediction of its targets.
+
+        Of a `Grouper`: the group of each pixel, in the shape of X.
+        """
         ...
 
     def get_params(self, deep: bool = True) -> dict[str, Any]: ...
 
     def set_params(self, **params: Any) -> Self: ...
+
+
+@runtime_checkable
+class ScoredModel(Protocol):
+    """A model with a likelihood, as all are but those that only group."""
+
+    def score(self, X: FloatArray, *Y: FloatArray) -> float:
+        """Mean log-likelihood per sample [nat]; of a `Grouper` per image."""
+        ...
 
 
 @runtime_checkable
@@ -284,6 +316,19 @@ class ConditionalModel(Protocol):
 
 
 @runtime_checkable
+class Grouper(Protocol):
+    """A model of images that says which pixels belong together; a likelihood it may lack.
+
+    X is images (n_images, n_pixels) or sequences of them (n_sequences, n_steps, n_pixels). Those
+    that need height and width have a parameter ``image_shape``.
+    """
+
+    def group_proba(self, X: FloatArray) -> FloatArray:
+        """Probability of each group for each pixel, (..., n_pixels, n_components), sums 1."""
+        ...
+
+
+@runtime_checkable
 class PretrainedModel(Protocol):
     """A model that learned before any fit what it knows of data in general."""
 
@@ -300,6 +345,13 @@ class StartableModel(Protocol):
     def start_from(self, start: Mixture) -> Self:
         """Set the constructor's parameters so that the next fit begins at ``start``."""
         ...
+
+
+def task_of(model: Model) -> str:
+    """What a model is for, one of `TASKS`, by the method that only such models have."""
+    if isinstance(model, Grouper):
+        return "grouping"
+    return "conditional" if isinstance(model, ConditionalModel) else "density"
 
 
 def _value(text: str) -> Any:

@@ -156,3 +156,13 @@ class Bystander:
 
     def fit(self, X, y=None):
         return self
+
+
+class Silent(BaseEstimator):
+    """Finds components and says nothing of a likelihood."""
+
+    def fit(self, X, y=None):
+        return self
+
+    def predict(self, X):
+        return np.zeros(len(X), dtype=int)

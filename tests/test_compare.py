@@ -385,8 +385,8 @@ def test_the_overall_line_is_the_geometric_mean_over_datasets() -> None:
 
     assert found["em"].time_ratio.estimate == pytest.approx(1 / 3)
     assert found["em"].n_datasets == 3
-    assert found["em"].nll == {"same": 3}
-    assert found["em:covariance_type=diag"].nll == {"worse": 3}
+    assert found["em"].verdicts == {"same": 3}
+    assert found["em:covariance_type=diag"].verdicts == {"worse": 3}
 
 
 @pytest.mark.parametrize(("n_datasets", "interval"), [(2, ""), (3, " [3.0, 3.0]")])
@@ -439,3 +439,59 @@ def test_splits_of_one_table_are_settled_less_easily_than_new_data() -> None:
     # sqrt(1/5 + 1/3) against sqrt(1/5), on the logarithm
     ratio = np.log(time_wide.high / time_wide.low) / np.log(time_narrow.high / time_narrow.low)
     assert ratio == pytest.approx(np.sqrt(8 / 3), rel=0.01)
+
+
+def grouping(record: Record, **metrics: float) -> Record:
+    """The record as a grouper would have left it."""
+    ami = record.metrics["ami"]
+    both = {"ami_max": ami, "ami_overlaps": ami, "predict_seconds": 0.1, **metrics}
+    return changed(replace(record, curve=()), excess_nll=None, **both)
+
+
+def test_groupers_are_ranked_by_their_groups_and_not_by_likelihoods_of_their_own() -> None:
+    poor = {"em": -9.0, "sklearn-em": None, "spec-em": 5.0}
+    records = [
+        grouping(record, ami=0.1 * len(model(record)), nll=poor[model(record)])
+        for record in one_table(models=list(poor))
+    ]
+
+    comparison = compare(frame(records))
+
+    assert list(comparison.summary["model"]) == ["sklearn-em", "spec-em", "em"]
+    assert "excess_nll" not in comparison.summary
+    advice = recommendation(comparison, "default", "iris")
+    assert advice.startswith("Take sklearn-em: AMI 1.00 in ")
+    assert "the highest" in advice
+    assert "em against sklearn-em: AMI worse by 0.80" in str(comparison)
+
+
+def test_ties_of_groupers_go_by_fit_and_prediction_together() -> None:
+    slow = {"em": 3.0, "sklearn-em": 2.0}
+    records = [
+        grouping(record, ami=0.5, fit_seconds=1.0, predict_seconds=slow[model(record)])
+        for record in one_table(models=list(slow))
+    ]
+
+    comparison = compare(frame(records))
+
+    assert list(comparison.summary["model"]) == ["sklearn-em", "em"]
+    assert "AMI 0.500 in 3.00 s" in recommendation(comparison, "default", "iris")
+    assert "prediction 1.50 times slower" in str(comparison)
+
+
+def test_densities_beside_groupers_keep_their_excess() -> None:
+    densities = make_records(datasets=["iris"], tracks=["default"])
+    groupers = [
+        grouping(record)
+        for record in make_records(
+            datasets=["blobs:n_features=2,n_components=3"], tracks=["default"]
+        )
+    ]
+
+    comparison = compare(frame([*densities, *groupers]))
+
+    has_excess = comparison.summary["excess_nll"].notna()
+    assert set(comparison.summary.loc[has_excess, "dataset"]) == {"iris"}
+    assert set(comparison.records.loc[comparison.records["reference"] == "", "dataset"]) == {
+        "blobs:n_features=2,n_components=3"
+    }

@@ -1,6 +1,7 @@
 """Every registered density is a scikit-learn estimator that agrees with the judge on itself.
 
-Models of p(Y|X) have laws of their own in test_conditional.py.
+Models of p(Y|X) and of groups of pixels have laws of their own in test_conditional.py and
+test_grouping.py.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from strategies import ALL_COVARIANCE_TYPES, global_random_state, random_mixture
 
 import embench
 from embench import gaussian, make_dataset, make_model, registry
-from embench.types import ConditionalModel, IterativeModel, MixtureModel, Spec, StartableModel
+from embench.types import IterativeModel, MixtureModel, Spec, StartableModel, task_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 NAMES = [
     name
     for name, line in embench.models().items()
-    if not line.startswith("not ") and not isinstance(make_model(name), ConditionalModel)
+    if not line.startswith("not ") and task_of(make_model(name)) == "density"
 ]
 VARIANTS = {
     **{name: (name, {}) for name in NAMES},

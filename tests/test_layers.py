@@ -20,7 +20,7 @@ LAYERS = (
     ("measuring", "checks"),
     ("store", "models", "datasets", "metrics"),
     ("registry",),
-    ("gaussian",),
+    ("gaussian", "agreement"),
     ("types",),
 )
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}

@@ -10,7 +10,7 @@ import pytest
 
 import embench
 from embench import make_dataset, make_model, registry
-from embench.types import InputError, Spec
+from embench.types import InputError, ScoredModel, Spec
 
 SHIPPED_MODELS = {"em", "sklearn-em", "sklearn-vb", "spec-em", "joint-gmm", "mdn"}
 SHIPPED_DATASETS = {"blobs", "three-gaussians", "iris", "wine", "breast-cancer", "digits"}
@@ -202,3 +202,9 @@ def test_an_edited_model_is_another_version(tmp_path, monkeypatch):
     version = {name: registry.version("model", Spec(f"{name}:Mine")) for name in texts}
 
     assert version["mycopy"] == version["myoriginal"] != version["myedited"]
+
+
+def test_only_a_grouper_needs_no_score():
+    assert not isinstance(make_model("pixel-kmeans"), ScoredModel)
+    with pytest.raises(InputError, match=r"bad_models:Silent: .* an object without score"):
+        make_model("bad_models:Silent")

@@ -6,12 +6,14 @@ import dataclasses
 import json
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import law
 
-from embench.types import SCHEMA, InputError, Record, Spec, Trial
+import embench
+from embench.types import SCHEMA, TASKS, Dataset, InputError, Record, Spec, Trial, task_of
 
 words = st.from_regex(r"[a-z][a-z0-9_.-]{0,8}", fullmatch=True)
 values = st.one_of(
@@ -189,3 +191,28 @@ def test_values_are_frozen(value):
 
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(value, field, None)
+
+
+# Tasks
+
+
+X = np.zeros((2, 4))
+
+
+@pytest.mark.parametrize(
+    ("data", "task"),
+    [
+        (Dataset(X, X, 2), "density"),
+        (Dataset(X, X, 2, Y_train=X, Y_test=X), "conditional"),
+        (Dataset(X, X, 2, image_shape=(2, 2)), "grouping"),
+    ],
+)
+def test_what_a_dataset_holds_says_what_it_asks_for(data, task):
+    assert data.task == task
+    assert task in TASKS
+
+
+def test_every_model_is_for_a_task_that_some_dataset_asks_for():
+    models = (name for name, line in embench.models().items() if not line.startswith("not "))
+
+    assert {task_of(embench.make_model(name)) for name in models} == set(TASKS)

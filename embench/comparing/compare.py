@@ -29,7 +29,7 @@ from embench.metrics import METRICS
 from embench.registry import unknown
 from embench.types import Spec
 
-DEFAULT_BASELINES = ("sklearn-em", "em", "linear-gaussian")
+DEFAULT_BASELINES = ("sklearn-em", "em", "linear-gaussian", "pixel-kmeans")
 SAME_CHANGE = {"excess_nll": "nll"}
 """The excess differs from the NLL by what all models of a pair share: one comparison will do."""
 
@@ -46,9 +46,9 @@ def compare(
     Args:
         runs: A frame with one row per trial, a run's folder, or several of either.
         baseline: A model of these runs; by default ``sklearn-em`` where it was measured,
-            otherwise ``em``, otherwise ``linear-gaussian``, otherwise the first model by name. A
-            name without parameters stands for all models of that name: each other model is
-            compared with the one most like it in parameters.
+            otherwise ``em``, ``linear-gaussian`` or ``pixel-kmeans``, otherwise the first model
+            by name. A name without parameters stands for all models of that name: each other
+            model is compared with the one most like it in parameters.
         metrics: Names of METRICS to compare; by default all that were measured.
         tracks: Names of TRACKS to look at; by default all that were measured.
 
@@ -162,14 +162,17 @@ def _overall(changes: Iterable[Change]) -> list[Overall]:
 
 
 def _over_datasets(track: str, baseline: str, candidate: str, items: list[Change]) -> Overall:
-    ratios = [item.interval.estimate for item in items if item.metric == "fit_seconds"]
+    grouping = any(item.metric == "ami_max" for item in items)
+    quality, cost = ("ami", "predict_seconds") if grouping else ("nll", "fit_seconds")
+    ratios = [item.interval.estimate for item in items if item.metric == cost]
     return Overall(
         track=track,
         baseline=baseline,
         candidate=candidate,
         n_datasets=len({item.dataset for item in items}),
         time_ratio=geometric_mean_interval(ratios) if ratios else None,
-        nll=dict(Counter(item.verdict for item in items if item.metric == "nll")),
+        metric=quality,
+        verdicts=dict(Counter(item.verdict for item in items if item.metric == quality)),
     )
 
 

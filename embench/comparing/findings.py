@@ -47,9 +47,9 @@ class Payback:
 class Overall:
     """One candidate against one baseline over all datasets of a track.
 
-    ``time_ratio`` is the geometric mean over datasets of candidate / baseline fit time, with an
-    interval over datasets, or None where no time was compared; ``nll`` counts the datasets by
-    verdict on held-out NLL.
+    ``time_ratio`` is the geometric mean over datasets of candidate / baseline fit time, of
+    groupers prediction time, with an interval over datasets, or None where no time was compared;
+    ``verdicts`` counts the datasets by verdict on ``metric``, held-out NLL or, of groupers, AMI.
     """
 
     track: str
@@ -57,4 +57,5 @@ class Overall:
     candidate: str
     n_datasets: int
     time_ratio: Interval | None
-    nll: Mapping[str, int]
+    metric: str
+    verdicts: Mapping[str, int]

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from embench import store
+from embench.metrics import METRICS, Metric
 from embench.registry import unknown
 from embench.types import TRACKS, Spec
 
@@ -90,6 +91,21 @@ def metric_values(frame: pd.DataFrame, metric: str) -> pd.Series:
     if metric not in rows:
         return pd.Series(dtype=float)
     return rows.set_index("seed")[metric].dropna().astype(float)
+
+
+def leading(table: pd.DataFrame) -> Metric:
+    """What the models of a table are ranked by: AMI where pixels were grouped, else excess NLL.
+
+    A grouper's likelihood is its own, and of another kind than the next one's.
+    """
+    return METRICS["ami" if is_grouping(table).any() else "excess_nll"]
+
+
+def is_grouping(table: pd.DataFrame) -> pd.Series:
+    """Of each row, whether it tells of groups of pixels."""
+    if "ami_max" not in table:
+        return pd.Series(False, index=table.index)
+    return table["ami_max"].notna()
 
 
 def overlap(rows: pd.DataFrame) -> float:
@@ -181,15 +197,19 @@ def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_excess(frame: pd.DataFrame) -> pd.DataFrame:
-    """Excess NLL over the truth, or over the best of these runs where no truth is known."""
+    """Excess NLL over the truth, or over the best of these runs where no truth is known.
+
+    Of groupers there is none: their likelihoods cannot be held against each other.
+    """
     if "nll" not in frame:
         return frame.assign(reference="")
-    finished = frame.where(frame["status"] == "ok")
+    grouping = is_grouping(frame)
+    finished = frame.where((frame["status"] == "ok") & ~grouping)
     best = finished["nll"].groupby([frame["dataset"], frame["seed"]]).transform("min")
     known = finished["excess_nll"] if "excess_nll" in frame else finished["nll"] * float("nan")
     # One reference per dataset: a mean over two kinds of excess would mean nothing.
     missing = (finished["nll"].notna() & known.isna()).groupby(frame["dataset"]).transform("any")
     return frame.assign(
         excess_nll=known.where(~missing, finished["nll"] - best),
-        reference=pd.Series(TRUTH, index=frame.index).where(~missing, BEST),
+        reference=pd.Series(TRUTH, index=frame.index).where(~missing, BEST).where(~grouping, ""),
     )

@@ -29,7 +29,7 @@ EXIT_CODES = {
 MACHINE = ("cpu", "gpu")
 """Keys of a record's environment that must agree before seconds and bytes are compared."""
 
-MACHINE_COSTS = ("fit_seconds", "cpu_seconds", "peak_memory", "gpu_peak_memory")
+MACHINE_COSTS = ("fit_seconds", "predict_seconds", "cpu_seconds", "peak_memory", "gpu_peak_memory")
 
 Outcome = Literal["passed", "regressed", "inconclusive"]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
-from embench.comparing.frames import by_label, metric_values, ok
+from embench.comparing.frames import by_label, leading, metric_values, ok
 from embench.comparing.stats import geometric_mean, stddev
 from embench.metrics import METRICS, Metric
 
@@ -32,9 +34,18 @@ def recommend(table: pd.DataFrame) -> pd.Series | None:
     while another did not.
     """
     candidates = table[table["ok"] > 0]
-    if candidates.empty or "nll" not in candidates:
+    if candidates.empty or leading(table).name not in candidates:
         return None
     return candidates[candidates["ok"] == candidates["ok"].max()].iloc[0]
+
+
+def seconds(row: Mapping[str, Any] | pd.Series) -> float:
+    """Of the fit, and of the prediction where it is a grouper's: some do all of their work there.
+
+    Infinite where no time was measured.
+    """
+    predicting = row.get("predict_seconds", 0.0)
+    return row.get("fit_seconds", float("inf")) + (0.0 if math.isnan(predicting) else predicting)
 
 
 def centre(metric: Metric, values: Iterable[float]) -> float:
@@ -68,18 +79,25 @@ def _row(frame: pd.DataFrame, planned: int) -> dict[str, Any]:
 
 
 def _ranked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By NLL; models within the tie tolerance of the best of the rest go by fit time.
+    """By the leading metric; models within its tie tolerance of the best of the rest go by time.
 
-    The excess is what is ranked: it takes the level of each seed's data out, so that a model that
-    failed on the hard seeds gains nothing by it.
+    The excess of the NLL is what is ranked: it takes the level of each seed's data out, so that a
+    model that failed on the hard seeds gains nothing by it.
     """
-    left = [row for row in rows if "excess_nll" in row]
-    without = [row for row in rows if "excess_nll" not in row]
+    metric = leading(pd.DataFrame(rows))
+    left = [row for row in rows if metric.name in row]
+    without = [row for row in rows if metric.name not in row]
     ranked: list[dict[str, Any]] = []
     while left:
-        best = min(row["excess_nll"] for row in left)
-        limit = best + METRICS["nll"].tie.of(best)
-        tied = [row for row in left if row["excess_nll"] <= limit]
-        ranked += sorted(tied, key=lambda row: row.get("fit_seconds", float("inf")))
-        left = [row for row in left if row["excess_nll"] > limit]
+        tied = tied_with_best(metric, [row[metric.name] for row in left])
+        ranked += sorted(itertools.compress(left, tied), key=seconds)
+        left = [row for row, is_tied in zip(left, tied, strict=True) if not is_tied]
     return ranked + without
+
+
+def tied_with_best(metric: Metric, values: Iterable[float]) -> list[bool]:
+    """Which of these are the best value, or within the metric's tie tolerance of it."""
+    sign = 1 if metric.better == "lower" else -1
+    losses = [sign * value for value in values]
+    limit = min(losses) + metric.tie.of(min(losses))
+    return [loss <= limit for loss in losses]

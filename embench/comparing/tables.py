@@ -16,7 +16,7 @@ from embench.comparing.words import change_text, quantity
 from embench.metrics import METRICS
 from embench.types import TRACKS
 
-MAIN_METRICS = ("nll", "excess_nll", "ami", "fit_seconds", "peak_memory")
+MAIN_METRICS = ("nll", "excess_nll", "ami", "fit_seconds", "predict_seconds", "peak_memory")
 """What a narrow table shows."""
 
 OVERALL = "Over all datasets"
@@ -142,7 +142,7 @@ def dataset_title(comparison: Comparison, dataset: str) -> str:
     rows = comparison.records[comparison.records["dataset"] == dataset]
     known = {
         name: rows[name].dropna().iloc[0]
-        for name in ("n_samples", "n_features", "n_targets", "n_components")
+        for name in ("n_samples", "n_steps", "n_features", "n_targets", "n_components")
         if name in rows and rows[name].nunique() == 1
     }
     sizes = [f"{name}={value:.0f}" for name, value in known.items() if f"{name}=" not in dataset]
@@ -214,7 +214,7 @@ def _reference_lines(comparison: Comparison) -> list[str]:
     if "reference" not in records or not records["reference"].any():
         return []
     lines = []
-    for reference, rows in records.groupby("reference", sort=False):
+    for reference, rows in records[records["reference"] != ""].groupby("reference", sort=False):
         why = " at the same seed, for want of a truth" if reference == BEST else ""
         lines.append(f"over {reference}{why}: {', '.join(rows['dataset'].unique())}")
     return lines

@@ -7,16 +7,16 @@ that does not exist is an empty text, never "nan".
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import pandas as pd
 
 from embench.comparing.change import Change, change
 from embench.comparing.findings import Failure, Overall, Payback
-from embench.comparing.frames import by_label, metric_values, natural, overlap
+from embench.comparing.frames import by_label, leading, metric_values, natural, overlap
 from embench.comparing.stats import Interval
-from embench.comparing.summary import recommend
-from embench.metrics import METRICS
+from embench.comparing.summary import recommend, seconds, tied_with_best
+from embench.metrics import METRICS, Metric
 
 _VERDICTS = ("better", "same", "worse", "inconclusive")
 _SCALES = {
@@ -85,6 +85,8 @@ def sentence(changes: Iterable[Change]) -> str:
     by_metric = {change.metric: change for change in changes}
     if not by_metric:
         return ""
+    if "ami_max" in by_metric:
+        return _grouping_sentence(by_metric)
     time, nll = by_metric.get("fit_seconds"), by_metric.get("nll")
     some = next(iter(by_metric.values()))
     pair = [item for item in (time, nll) if item]
@@ -94,9 +96,26 @@ def sentence(changes: Iterable[Change]) -> str:
         parts = [_once_words(item) for item in pair]
         return f"{some.candidate} against {some.baseline}, on one seed: {', '.join(parts)}{hint}"
     if time is not None:
-        return ", ".join([_time_words(time), *([_nll_words(nll)] if nll else [])]) + hint
-    parts = [_nll_words(nll)] if nll else [_other_words(item) for item in by_metric.values()]
+        return ", ".join([_time_words(time), *([_quality_words(nll)] if nll else [])]) + hint
+    parts = [_quality_words(nll)] if nll else [_other_words(item) for item in by_metric.values()]
     return f"{some.candidate} against {some.baseline}: {', '.join(parts)}{hint}"
+
+
+def _grouping_sentence(by_metric: Mapping[str, Change]) -> str:
+    """A grouper against its baseline: how good, and how fast where it is used.
+
+    Fits are left to the table: some learn for minutes, others nothing at all.
+    """
+    ami, time = by_metric.get("ami", by_metric["ami_max"]), by_metric.get("predict_seconds")
+    pair = [item for item in (ami, time) if item]
+    if ami.n_pairs == 1:
+        where, parts = ", on one seed", [f"{METRICS[ami.metric].title} {change_text(ami)}"]
+    else:
+        where, parts = "", [_quality_words(ami)]
+    if time is not None:
+        parts.append(f"prediction {_speed(time.interval)}{_speed_ends(time.interval)}")
+    hint = "; more --seeds would tell" if any(i.verdict == "inconclusive" for i in pair) else ""
+    return f"{ami.candidate} against {ami.baseline}{where}: {', '.join(parts)}{hint}"
 
 
 def overall_sentence(overall: Overall) -> str:
@@ -104,12 +123,14 @@ def overall_sentence(overall: Overall) -> str:
     where = "on 1 dataset" if overall.n_datasets == 1 else f"over {overall.n_datasets} datasets"
     text = f"{overall.candidate} against {overall.baseline} {where}"
     if overall.time_ratio is not None:
-        text += f": {_speed(overall.time_ratio)}"
+        text += ": prediction " if overall.metric == "ami" else ": "
+        text += f"{_speed(overall.time_ratio)}"
         # Two datasets give 13 standard errors each way: true, and of no use to anyone.
         text += _speed_ends(overall.time_ratio) if overall.n_datasets > 2 else ""
-    nll = overall.nll
-    counts = [f"{verdict} on {nll[verdict]}" for verdict in _VERDICTS if verdict in nll]
-    return f"{text}; NLL {', '.join(counts)}" if counts else text
+    counts = [
+        f"{name} on {overall.verdicts[name]}" for name in _VERDICTS if name in overall.verdicts
+    ]
+    return f"{text}; {_short(overall.metric)} {', '.join(counts)}" if counts else text
 
 
 def payback_sentence(payback: Payback) -> str:
@@ -141,8 +162,8 @@ def recommendation(table: pd.DataFrame, records: pd.DataFrame) -> str:
     best = recommend(table)
     if best is None:
         return ""
-    spent = quantity(best.get("fit_seconds"), "s")
-    text = f"Take {best['model']}: held-out NLL {quantity(best['nll'], 'nat')}"
+    spent, shown = _spent(best), _shown(table)
+    text = f"Take {best['model']}: {shown.title} {quantity(best[shown.name], shown.unit)}"
     text += f" in {spent}, " if spent else ", "
     return text + ", ".join([_reason(table, best), _certainty(records, best)]) + "."
 
@@ -151,16 +172,30 @@ def _reason(table: pd.DataFrame, best: pd.Series) -> str:
     """Why this row of a summary and not another."""
     if len(table) == 1:
         return "the only model here"
-    rivals = table[table["ok"] == best["ok"]]
-    lowest = rivals.loc[rivals["excess_nll"].idxmin()]
-    tie = METRICS["nll"].tie.of(lowest["excess_nll"])
-    n_tied = int((rivals["excess_nll"] <= lowest["excess_nll"] + tie).sum())
+    metric = leading(table)
+    rivals = table[(table["ok"] == best["ok"]) & table[metric.name].notna()]
+    values = rivals[metric.name]
+    first = rivals.loc[values.idxmin() if metric.better == "lower" else values.idxmax()]
+    extreme = "the lowest" if metric.better == "lower" else "the highest"
+    n_tied = sum(tied_with_best(metric, values))
+    within = f"{metric.tie.of(first[metric.name]):g} {metric.unit}".rstrip()
     if n_tied == 1:
-        return "the lowest"
-    if lowest["model"] == best["model"]:
-        return f"the lowest, and the fastest of the {n_tied} within {tie:g} nat of it"
-    spent = quantity(lowest.get("fit_seconds"), "s")
-    return f"within {tie:g} nat of the lowest ({lowest['model']} in {spent}) and faster"
+        return extreme
+    if first["model"] == best["model"]:
+        return f"{extreme}, and the fastest of the {n_tied} within {within} of it"
+    return f"within {within} of {extreme} ({first['model']} in {_spent(first)}) and faster"
+
+
+def _shown(table: pd.DataFrame) -> Metric:
+    """The metric that stands for the leading one in sentences: the NLL for its excess."""
+    metric = leading(table)
+    return METRICS["nll"] if metric.name == "excess_nll" else metric
+
+
+def _spent(row: pd.Series) -> str:
+    """Time of the fit, or of fit and prediction; empty where none was measured."""
+    total = seconds(row)
+    return quantity(total, "s") if math.isfinite(total) else ""
 
 
 def _certainty(records: pd.DataFrame, best: pd.Series) -> str:
@@ -168,10 +203,11 @@ def _certainty(records: pd.DataFrame, best: pd.Series) -> str:
     if best["planned"] == 1:
         return "over 1 seed, which settles little: more --seeds would tell"
     seeds = f"over {best['ok']} of {best['planned']} seeds"
-    values = {label: metric_values(rows, "nll") for label, rows in by_label(records).items()}
+    metric = _shown(records)
+    values = {label: metric_values(rows, metric.name) for label, rows in by_label(records).items()}
     mine = values.pop(best["model"])
     found = {
-        label: change(METRICS["nll"], mine, other, overlap=overlap(records))
+        label: change(metric, mine, other, overlap=overlap(records))
         for label, other in values.items()
     }
     open_ = [label for label, item in found.items() if item and item.verdict == "inconclusive"]
@@ -207,18 +243,28 @@ def _time_words(change: Change) -> str:
     return f"{change.candidate} is {_speed(change.interval)} than {change.baseline}{ends}"
 
 
-def _nll_words(change: Change) -> str:
+def _quality_words(change: Change) -> str:
     """Better, worse, the same, or not settled."""
+    metric, name = METRICS[change.metric], _short(change.metric)
     if change.verdict == "same":
-        return "same NLL"
+        return f"same {name}"
     interval = change.interval
     if change.verdict == "inconclusive":
-        text = f"{_signed(interval.estimate)} nat{_ends(interval, _difference)}"
-        return f"NLL difference not settled, {text} over {_seeds(change.n_pairs)}"
+        text = f"{change_text(change)} over {_seeds(change.n_pairs)}"
+        return f"{name} difference not settled, {text}"
     if interval.estimate < 0:
         interval = Interval(-interval.estimate, -interval.high, -interval.low)
-    size = f"{_difference(interval.estimate)} nat{_ends(interval, _difference)}"
-    return f"held-out NLL {change.verdict} by {size}"
+    size = f"{_difference(interval.estimate)} {metric.unit}".rstrip()
+    return f"{metric.title} {change.verdict} by {size}{_ends(interval, _difference)}"
+
+
+def _short(metric: str) -> str:
+    """A metric's title where it is clear what it is judged on.
+
+    >>> _short("nll"), _short("ami")
+    ('NLL', 'AMI')
+    """
+    return METRICS[metric].title.removeprefix("held-out ")
 
 
 def _once_words(change: Change) -> str:

@@ -18,12 +18,13 @@ from sklearn.utils._param_validation import InvalidParameterError
 from embench import registry
 from embench.types import (
     COVARIANCE_ALIASES,
-    ConditionalModel,
+    TASKS,
     InputError,
     IterativeModel,
     Spec,
     StartableModel,
     Trial,
+    task_of,
 )
 
 SUITES = resources.files("embench.suites")
@@ -189,7 +190,7 @@ def plan(suite: Suite) -> Plan:
         for seed in range(suite.seeds)
         for track in suite.tracks
         for candidate in _rotated(candidates, seed)
-        if track in candidate.tracks and candidate.is_conditional == dataset.is_conditional
+        if track in candidate.tracks and candidate.task == dataset.task
     )
     left_out = tuple(dict.fromkeys(_left_out(candidates, datasets)))
     if not trials:
@@ -203,19 +204,19 @@ def plan(suite: Suite) -> Plan:
 
 @dataclass(frozen=True)
 class _Checked:
-    """A dataset of the suite, with its version, and whether its task is p(Y|X)."""
+    """A dataset of the suite, with its version, and its task."""
 
     spec: Spec
-    is_conditional: bool
+    task: str
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A model of the suite: its spec, all its parameters, and the tracks it can take or not."""
+    """A model of the suite: spec, all its parameters, task, and the tracks it can take or not."""
 
     spec: Spec
     params: Mapping[str, Any]
-    is_conditional: bool
+    task: str
     tracks: Sequence[Track]
     left_out: Sequence[Track]
 
@@ -235,35 +236,32 @@ def _candidate(entry: Entry, spec: Spec, suite: Suite) -> _Candidate:
     return _Candidate(
         spec=replace(spec, version=registry.version("model", spec)),
         params=model.get_params(),
-        is_conditional=isinstance(model, ConditionalModel),
+        task=task_of(model),
         tracks=[track for track in wanted if startable or track != "same-start"],
         left_out=[track for track in wanted if not startable and track == "same-start"],
     )
 
 
-def _left_out(candidates: Iterable[_Candidate], datasets: Iterable[_Checked]) -> Iterator[str]:
+def _left_out(candidates: Iterable[_Candidate], datasets: Sequence[_Checked]) -> Iterator[str]:
     """What a reader of the suite might expect to be run and is not, and why."""
     for candidate in candidates:
         for track in candidate.left_out:
             yield f"{candidate.spec} is left out of {track}: it cannot begin at a given mixture"
-        others = [d for d in datasets if d.is_conditional != candidate.is_conditional]
-        if candidate.tracks and others:
-            why = (
-                "it is a density of Y given X, and there are no targets Y"
-                if candidate.is_conditional
-                else "it is a density of X, and the task is one of Y given X"
-            )
-            where = ", ".join(str(dataset.spec) for dataset in others)
-            yield f"{candidate.spec} is left out on {where}: {why}"
+        for task in TASKS if candidate.tracks else ():
+            others = [str(dataset.spec) for dataset in datasets if dataset.task == task]
+            if others and task != candidate.task:
+                yield (
+                    f"{candidate.spec} is left out on {', '.join(others)}: it is for "
+                    f"{TASKS[candidate.task]}, and the task is {TASKS[task]}"
+                )
 
 
 def _checked_dataset(spec: Spec, candidates: Iterable[_Candidate]) -> _Checked:
     """The dataset with its version, after a look at what the models will find in it."""
     _check_json(spec)
     data = registry.make_dataset(spec.name, seed=0, **spec.params)
-    is_conditional = data.Y_train is not None
     for candidate in candidates:
-        if candidate.is_conditional != is_conditional or "n_components" not in candidate.params:
+        if candidate.task != data.task or "n_components" not in candidate.params:
             continue
         n_components = candidate.spec.params.get("n_components", data.n_components)
         if n_components is None:
@@ -271,14 +269,14 @@ def _checked_dataset(spec: Spec, candidates: Iterable[_Candidate]) -> _Checked:
                 f"{spec}: nobody knows how many components to look for; say it with "
                 "--n-components 2,3,5 or name a column of labels with --label"
             )
-        if n_components > len(data.X_train):
+        if n_components > len(data.X_train) and data.task != "grouping":
             raise InputError(
                 f"{candidate.spec} on {spec}: expected at least as many samples to fit on as "
                 f"components, got {len(data.X_train)} samples and {n_components} components"
             )
     return _Checked(
         spec=replace(spec, version=registry.version("dataset", spec)),
-        is_conditional=is_conditional,
+        task=data.task,
     )
 
 

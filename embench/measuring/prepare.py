@@ -45,6 +45,7 @@ def _configured(trial: Trial, data: Dataset) -> Model:
         "device": trial.device,
         "dtype": trial.dtype,
         "n_components": data.n_components,
+        "image_shape": data.image_shape,
     }
     known = model.get_params()
     return model.set_params(

@@ -26,6 +26,7 @@ from embench.types import (
     ConditionalModel,
     Dataset,
     FloatArray,
+    Grouper,
     IntArray,
     IterativeModel,
     Mixture,
@@ -33,6 +34,7 @@ from embench.types import (
     Model,
     PretrainedModel,
     Record,
+    ScoredModel,
     Trial,
 )
 
@@ -41,6 +43,7 @@ ENOUGH_SECONDS = 0.5
 """A fit is repeated until all have taken this long, at most MAX_FITS times; the median counts."""
 
 WARM_UP_SAMPLES = 2000
+WARM_UP_IMAGES = 2
 WARM_UP_ITERATIONS = 2
 WARM_UP_SECONDS = 3.0
 """What a warm-up may take beyond the grace of a fit: libraries import more when they are first used
@@ -86,14 +89,16 @@ def _run(trial: Trial, disposable: bool) -> Record:
     _warm_up(trial, model, samples, disposable)
     with _heard() as complaints:
         fitted, pulled, readings = _timed_pass(trial, model, samples, disposable)
-    nll = _nll(fitted, data)
+    nll = _nll(fitted, data) if isinstance(fitted, ScoredModel) else None
+    labels, predict_seconds = _labels(trial, fitted, data.X_test.astype(trial.dtype))
     curve, n_iter, complaint = _curve(trial, model, samples, data, pulled)
     outcome = Outcome(
         dataset=data,
         nll=nll,
-        labels=_labels(fitted, data.X_test.astype(trial.dtype)),
+        labels=labels,
         n_iter=n_iter or pulled or getattr(fitted, "n_iter_", None),
         fit_seconds=median(reading.seconds for reading in readings),
+        predict_seconds=predict_seconds,
         cpu_seconds=median(reading.cpu_seconds for reading in readings),
         peak_memory=readings[0].peak_memory,
         gpu_peak_memory=readings[0].gpu_peak_memory,
@@ -131,16 +136,28 @@ def _heard() -> Iterator[list[str]]:
     complaints += dict.fromkeys(shorten(words, LONGEST_SENTENCE) for words in named)
 
 
-def _labels(fitted: Model, X: FloatArray) -> IntArray | None:
-    """The components that a density predicts; a conditional model predicts targets."""
-    return None if isinstance(fitted, ConditionalModel) else fitted.predict(X)
+def _labels(trial: Trial, fitted: Model, X: FloatArray) -> tuple[IntArray | None, float | None]:
+    """The components that a density predicts, or a grouper the groups of pixels, with seconds.
+
+    A grouper may do all of its work here: of densities the seconds are of no interest. A
+    conditional model predicts targets.
+    """
+    if isinstance(fitted, ConditionalModel):
+        return None, None
+    if not isinstance(fitted, Grouper):
+        return fitted.predict(X), None
+    fitted.predict(X[:WARM_UP_IMAGES])
+    with metered(trial.device) as reading:
+        labels = fitted.predict(X)
+    return labels, reading.seconds
 
 
 def _sizes(data: Dataset, model: Model) -> dict[str, int]:
     """Sizes of the data fitted; those that do not exist, or that nobody knows, are absent."""
     sizes = {
         "n_samples": data.X_train.shape[0],
-        "n_features": data.X_train.shape[1],
+        "n_features": data.X_train.shape[-1],
+        "n_steps": data.X_train.shape[1] if data.X_train.ndim == 3 else None,
         "n_targets": None if data.Y_train is None else data.Y_train.shape[1],
         "n_components": model.get_params().get("n_components") or data.n_components,
         "n_test": len(data.X_test),
@@ -159,7 +176,8 @@ def _on_convergence(trial: Trial, fitted: Model) -> str:
 
 def _on_judge(fitted: Model) -> str:
     """A remark if the judge had to take the model's word for its quality."""
-    if isinstance(fitted, MixtureModel | ConditionalModel):
+    judged = isinstance(fitted, MixtureModel | ConditionalModel)
+    if judged or not isinstance(fitted, ScoredModel):
         return ""
     return "its NLL is by its own score: it has no mixture_ that the judge could compute"
 
@@ -235,7 +253,7 @@ def _curve(
         did: the timed pass stays good.
     """
     points: list[tuple[float, int, float]] = []
-    if not isinstance(model, IterativeModel):
+    if not (isinstance(model, IterativeModel) and isinstance(model, ScoredModel)):
         return (), None, ""
     try:
         for seconds, n_iter, twin in watched(clone(model), samples, pulled):
@@ -299,6 +317,7 @@ def _log_likelihood(model: Model, data: Dataset) -> float:
     if isinstance(model, MixtureModel):
         _check(model.mixture_)
         return gaussian.log_likelihood(model.mixture_, data.X_test)
+    assert isinstance(model, ScoredModel)
     return model.score(data.X_test)
 
 

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PIXELS_PER_INCH = 130
-PAGE_METRICS = ("nll", "excess_nll", "ami", "fit_seconds", "n_iter", "peak_memory")
+PAGE_METRICS = (
+    *("nll", "excess_nll", "ami", "ami_max", "ami_overlaps"),
+    *("fit_seconds", "predict_seconds", "n_iter", "peak_memory"),
+)
 """What fits beside each other on a page; the changes below each table show all."""
 
 

@@ -65,9 +65,11 @@ def figures(comparison: Comparison) -> dict[str, Figure]:
     drawings: Mapping[str, Callable[[Comparison, str], Figure | None]] = {
         "quality-against-time": lambda found, track: quality(found, track, _TIME),
         "quality-against-iterations": lambda found, track: quality(found, track, _ITERATIONS),
+        "groups-against-time": groups_against_time,
         "time-ratios": lambda found, track: ratios(found, track, "fit_seconds"),
         "scaling": scaling,
         "agreement": agreement,
+        "prediction-time-ratios": lambda found, track: ratios(found, track, "predict_seconds"),
         "memory-ratios": lambda found, track: ratios(found, track, "peak_memory"),
     }
     tracks = dict.fromkeys(track for track, _ in comparison.tables())
@@ -85,7 +87,7 @@ def quality(comparison: Comparison, track: str, cost: _Cost) -> Figure | None:
     A line is the median over seeds of what was reached by then, where a finished fit stays at its
     end; a small point is the end of one fit, a large one their median.
     """
-    rows = _finished(comparison, track, "nll", cost.metric)
+    rows = _finished(comparison, track, "excess_nll", cost.metric)
     if rows.empty:
         return None
     rows = rows.assign(excess=rows["excess_nll"].clip(lower=SMALLEST_EXCESS))
@@ -112,16 +114,40 @@ def _draw_quality(axis: Axes, comparison: Comparison, rows: pd.DataFrame, cost: 
     curves = pd.concat([_median_curve(label, here, cost) for label, here in by_label(rows).items()])
     if len(curves):
         sns.lineplot(curves, x="spent", y="excess", estimator=None, ax=axis, **style)
-    middle = rows.groupby("label", as_index=False)[[cost.metric, "excess"]].median()
-    style |= {"x": cost.metric, "y": "excess", "style": "label"}
-    style |= {"markers": _markers(comparison), "ax": axis}
-    sns.scatterplot(rows, s=16, alpha=0.5, linewidth=0, **style)
-    sns.scatterplot(middle, s=60, zorder=3, **style)
-    axis.set(xscale="log", yscale="log")
-    axis.set_xlabel(cost.word)
+    _draw_ends(axis, comparison, rows, cost.metric, "excess")
+    axis.set(yscale="log", xlabel=cost.word)
     _log_ticks(axis.xaxis, cost.formatter, most=4)
     # A decade at least: less would blow a difference up that is none.
     _log_ticks(axis.yaxis, _plain, span=10)
+
+
+def groups_against_time(comparison: Comparison, track: str) -> Figure | None:
+    """AMI of groups of pixels against the time of fit and prediction, one panel per dataset."""
+    rows = _finished(comparison, track, "ami", "fit_seconds", "predict_seconds")
+    if rows.empty:
+        return None
+    rows = rows.assign(seconds=rows["fit_seconds"] + rows["predict_seconds"])
+    datasets = sorted(rows["dataset"].unique(), key=natural)
+    figure, axes = _panels(len(datasets), "Groups of pixels against time", track)
+    for axis, dataset in zip(axes, datasets, strict=False):
+        _draw_ends(axis, comparison, rows[rows["dataset"] == dataset], "seconds", "ami")
+        axis.set_ylim(-0.05, 1.05)
+        _log_ticks(axis.xaxis, EngFormatter("s"), most=4)
+        axis.set(xlabel="fit and prediction", ylabel="AMI (1 is perfect, 0 is chance)")
+        _title(axis, dataset_title(comparison, dataset))
+    _legend(figure, comparison, rows["label"])
+    _caption(figure, "Small points: seeds; large points: their median.")
+    return figure
+
+
+def _draw_ends(axis: Axes, comparison: Comparison, rows: pd.DataFrame, x: str, y: str) -> None:
+    """The ends of all seeds and their median for each model, over a log axis."""
+    style: dict[str, Any] = {"x": x, "y": y, "hue": "label", "style": "label", "ax": axis}
+    style |= {"palette": _colours(comparison), "markers": _markers(comparison), "legend": False}
+    middle = rows.groupby("label", as_index=False)[[x, y]].median()
+    sns.scatterplot(rows, s=16, alpha=0.5, linewidth=0, **style)
+    sns.scatterplot(middle, s=60, zorder=3, **style)
+    axis.set(xscale="log")
 
 
 def scaling(comparison: Comparison, track: str) -> Figure | None:

@@ -25,6 +25,18 @@ def digest(path: str | Path) -> str:
         raise InputError(f"{path}: expected weights: {error.strerror}") from error
 
 
+def changed_at(path: Path) -> int:
+    """When a file was written last [ns].
+
+    Raises:
+        InputError: There is no such file.
+    """
+    try:
+        return path.stat().st_mtime_ns
+    except OSError as error:
+        raise InputError(f"{path}: expected weights: {error.strerror}") from error
+
+
 def write(content: Mapping[str, Any], path: Path) -> None:
     """Save tensors and plain values beside the place, and move them there when they are whole."""
     beside = path.with_name(path.name + ".part")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Iterator
-from copy import deepcopy
+from copy import copy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,7 +14,7 @@ import torch
 from sklearn.utils._param_validation import StrOptions
 
 from embench.models import engine
-from embench.models.checkpoint import digest
+from embench.models.checkpoint import changed_at, digest
 from embench.models.engine import Parameters
 from embench.models.steps import InitParams, MixtureByEM, Run
 from embench.models.unrolled.bridge import mixtures_of, parameters_of, placed
@@ -88,7 +88,7 @@ class LearnedEM(MixtureByEM, ABC):
             InputError: They are not there, or those of another model.
         """
         path = Path(self.checkpoint or shipped(self.name))
-        found = _loaded(path, digest(path))
+        found = _loaded(path, changed_at(path))
         if found.operator.core != self.core:
             raise InputError(
                 f"{path}: expected weights of {self.name}, which is {self.core}, got weights that "
@@ -112,7 +112,8 @@ class LearnedEM(MixtureByEM, ABC):
         self, samples: engine.Samples, parameters: Parameters, random_state: np.random.RandomState
     ) -> Iterator[tuple[float, Parameters]]:
         data, start = placed(samples), mixtures_of(samples, parameters)
-        operator = deepcopy(self._trained().operator).to(start.means)
+        # Shallow: a fit has its own reg_covar and shares the weights.
+        operator = copy(self._trained().operator.to(start.means))
         operator.reg_covar = self.reg_covar
         steps = operator.steps(data, start)
         n_samples = float(samples.total_weight)
@@ -187,6 +188,6 @@ class RecurrentEM(LearnedEM):
 
 
 @lru_cache(maxsize=8)
-def _loaded(path: Path, content: str) -> Checkpoint:
-    """A file is read once for each content."""
+def _loaded(path: Path, at: int) -> Checkpoint:
+    """A file is read again only if it has changed."""
     return Checkpoint.load(path)

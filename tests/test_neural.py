@@ -149,6 +149,7 @@ def test_responsibilities_are_those_of_bayes_rule(pixels):
     [
         {},
         {"loss_steps": "last"},
+        {"loss_steps": "late"},
         {"loss_steps": [1.0, 0.0, 2.0]},
         {"gamma_gradient": False},
         {"gamma_gradient": False, "loss_steps": "last"},
@@ -288,6 +289,14 @@ def test_n_em_has_one_weight_for_both_ways_and_a_step_that_is_positive():
     shapes = {name: tuple(part.shape) for name, part in model.network_.named_parameters()}
     assert shapes == {"weight": (16, 4), "log_rate": ()}
     assert model.network_.log_rate.exp() > 0
+
+
+def test_the_published_recipe_is_the_same_for_both_m_steps():
+    names = ("published", "published-flying")
+
+    found = [make_model("n-em", preset=name).recipe() for name in names]
+
+    assert found == [make_model("rnn-em", preset=name).recipe() for name in names]
 
 
 # Noise
@@ -474,7 +483,7 @@ def test_sequences_are_grouped_frame_by_frame():
         ({}, np.full((3, 4), 1.5), "expected pixels in [0, 1] for pixels='bernoulli', got 1.5"),
         ({}, np.full((3, 4), np.nan), "expected finite numbers in X"),
         ({}, np.zeros((3, 1, 4)), "expected sequences of 2 frames or more, got X of shape (3, 1,"),
-        ({"loss_steps": [1.0]}, np.eye(4), "expected loss_steps to be 'all', 'last' or n_steps=6"),
+        ({"loss_steps": [1.0]}, np.eye(4), "expected loss_steps to be 'all', 'late', 'last' or n_steps=6"),
         ({"encoder": "conv"}, np.eye(36), "both multiples of 4, for a convolutional encoder or"),
         ({"preset": "quik"}, np.eye(4), "The 'preset' parameter of RNNEM must be a str among"),
     ],

@@ -26,6 +26,7 @@ from embench.models.neural.learning import GrouperTraining
 from embench.models.neural.networks import CELLS, GradientMStep, MStep, RecurrentMStep
 from embench.models.neural.pixels import LAWS
 from embench.models.neural.recipes import (
+    N_EM_PRESETS,
     PRESETS,
     Cell,
     Coder,
@@ -69,7 +70,7 @@ class NeuralGrouper(BaseEstimator, ABC):
         "noise_type": [StrOptions({"bitflip", "masked_uniform", "none"}), None],
         "kl_weight": [Interval(Real, 0, None, closed="left"), None],
         "prior": [Interval(Real, 0, 1, closed="left"), None],
-        "loss_steps": [StrOptions({"all", "last"}), "array-like", None],
+        "loss_steps": [StrOptions({"all", "late", "last"}), "array-like", None],
         "gamma_gradient": ["boolean", None],
         "lr": [Interval(Real, 0, None, closed="neither"), None],
         "schedule": [StrOptions({"constant", "cosine"}), None],
@@ -405,7 +406,8 @@ class RNNEM(NeuralGrouper):
         noise_type: "bitflip", "masked_uniform" or "none".
         kl_weight: Weight of the KL term.
         prior: What a group is to predict where it has nothing to say.
-        loss_steps: Steps that the loss is taken at: "all", "last", or a weight for each.
+        loss_steps: Steps that the loss is taken at: "all", "late" (all but the first half), "last", or
+            a weight for each.
         gamma_gradient: Whether gradients flow through the E-step.
         lr: Learning rate of Adam, the largest.
         schedule: "constant", or "cosine", which falls to 0 at the end of the budget.
@@ -484,9 +486,7 @@ class NEM(NeuralGrouper):
 
     name = "n-em"
 
-    presets: ClassVar[Mapping[str, Recipe]] = {
-        name: replace(one, lr=1e-2) for name, one in PRESETS.items()
-    }
+    presets: ClassVar[Mapping[str, Recipe]] = N_EM_PRESETS
 
     def _network(self, n_pixels: int, recipe: Recipe) -> MStep:
         return GradientMStep(n_pixels, recipe)

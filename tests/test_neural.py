@@ -19,6 +19,7 @@ from embench.cli import main
 from embench.measuring.groups import followed, mean_ami
 from embench.measuring.plan import load_suite
 from embench.measuring.training import STATE, train
+from embench.models.neural.adam import Adam
 from embench.models.neural.fused import FusedSteps
 from embench.models.neural.networks import GradientMStep, RecurrentMStep
 from embench.models.neural.noise import corrupted
@@ -333,7 +334,8 @@ def trainer(recipe=TINY, seed=0, **more):
 
 
 def test_a_training_that_is_resumed_is_one_that_was_never_interrupted():
-    whole, first, second = trainer(), trainer(), trainer()
+    recipe = replace(TINY, noise_end=0.0)
+    whole, first, second = (trainer(recipe) for _ in range(3))
     for _ in range(6):
         whole.update()
     for _ in range(2):
@@ -347,12 +349,27 @@ def test_a_training_that_is_resumed_is_one_that_was_never_interrupted():
         assert torch.equal(one, other)
 
 
+def test_steps_of_adam_are_those_of_torch():
+    own, other = ([torch.ones(3, dtype=torch.float64), torch.ones(2, 2)] for _ in range(2))
+    ours, theirs = Adam(own), torch.optim.Adam(other, lr=0.1)
+
+    for seed in range(3):
+        for one, two in zip(own, other, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator(seed), dtype=one.dtype)
+            two.grad = one.grad.clone()
+        ours.step(0.1)
+        theirs.step()
+
+    for one, two in zip(own, other, strict=True):
+        assert_allclose(one, two, rtol=1e-6)
+
+
 def test_every_image_is_learned_from_in_a_pass():
     shown = trainer(replace(TINY, batch_size=8))
 
     rows = []
-    for shown.done in range(5):
-        rows += shown._rows().tolist()
+    for first in range(0, 40, 8):
+        rows += shown._rows(first, 8).tolist()
 
     assert sorted(rows) == list(range(40))
 
@@ -438,12 +455,13 @@ def test_they_are_estimators_that_group(name):
 
 def test_more_steps_than_in_training_are_steps_too(fitted):
     X, _ = bars(10, seed=2)
+    model = clone(fitted).set_params(n_init=1).fit(X)  # or each would choose by its last step
 
-    found = list(fitted.em_steps(X, 25))
+    found = list(model.em_steps(X, 25))
 
     assert len(found) == 25
-    psi, gamma = found[fitted.recipe_.n_test_steps - 1]
-    assert_allclose(gamma, fitted.group_proba(X))
+    psi, gamma = found[model.recipe_.n_test_steps - 1]
+    assert_allclose(gamma, model.group_proba(X))
     assert psi.shape == (10, 16, 2)
     assert ((psi >= 0) & (psi <= 1)).all()
 
@@ -483,7 +501,7 @@ def test_sequences_are_grouped_frame_by_frame():
         ({}, np.full((3, 4), 1.5), "expected pixels in [0, 1] for pixels='bernoulli', got 1.5"),
         ({}, np.full((3, 4), np.nan), "expected finite numbers in X"),
         ({}, np.zeros((3, 1, 4)), "expected sequences of 2 frames or more, got X of shape (3, 1,"),
-        ({"loss_steps": [1.0]}, np.eye(4), "expected loss_steps to be 'all', 'late', 'last' or n_steps=6"),
+        ({"loss_steps": [1.0]}, np.eye(4), "'all', 'late', 'last' or n_steps=6 weights >= 0"),
         ({"encoder": "conv"}, np.eye(36), "both multiples of 4, for a convolutional encoder or"),
         ({"preset": "quik"}, np.eye(4), "The 'preset' parameter of RNNEM must be a str among"),
     ],

@@ -406,8 +406,8 @@ class RNNEM(NeuralGrouper):
         noise_type: "bitflip", "masked_uniform" or "none".
         kl_weight: Weight of the KL term.
         prior: What a group is to predict where it has nothing to say.
-        loss_steps: Steps that the loss is taken at: "all", "late" (all but the first half), "last", or
-            a weight for each.
+        loss_steps: Steps that the loss is taken at: "all", "late" (the second half), "last", or a
+            weight for each.
         gamma_gradient: Whether gradients flow through the E-step.
         lr: Learning rate of Adam, the largest.
         schedule: "constant", or "cosine", which falls to 0 at the end of the budget.

@@ -66,8 +66,8 @@ class Recipe:
         weights = [float(weight) for weight in self.loss_steps]
         if len(weights) != self.n_steps or min(weights) < 0 or not sum(weights) > 0:
             raise ValueError(
-                f"expected loss_steps to be 'all', 'late', 'last' or n_steps={self.n_steps} weights "
-                f">= 0, not all 0, got {self.loss_steps!r}"
+                f"expected loss_steps to be 'all', 'late', 'last' or n_steps={self.n_steps} "
+                f"weights >= 0, not all 0, got {self.loss_steps!r}"
             )
         return [weight / sum(weights) for weight in weights]
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from embench.models.neural.adam import Adam
 from embench.models.neural.fused import FusedSteps, is_fusible
 from embench.models.neural.networks import MStep, RecurrentMStep
 from embench.models.neural.noise import corrupted
@@ -28,6 +29,10 @@ SMALLEST_RATE = 1e-3
 EARLY_AVERAGE = 10
 """While few updates are done, averages reach back over a tenth of them."""
 
+AHEAD, N_AHEAD = 2**20, 16
+"""At most so many noisy pixels are drawn at once, for so many updates: small batches are drawn
+ahead, since calls are most of what one costs, large ones one by one."""
+
 Gradient = Callable[[Film, Tensor], float]
 """Leaves the gradient of the loss in the parameters and returns the loss."""
 
@@ -35,8 +40,8 @@ Gradient = Callable[[Film, Tensor], float]
 class Trainer:
     """Minimises the loss of a recipe on images, update by update.
 
-    Every update draws from a generator of its own, seeded by its number: what comes of a training
-    does not depend on when it was interrupted.
+    Noise and first responsibilities of a few updates at a time are drawn by a generator that is
+    seeded by their numbers: what comes of a training does not depend on when it was interrupted.
 
     Args:
         network: What to train, in place.
@@ -63,17 +68,19 @@ class Trainer:
         self.done, self.cpu_seconds = 0, cpu_seconds
         self._X, self._seed, self._spent = X, seed, 0.0
         self._last_order: tuple[int, IntArray] = -1, np.arange(0)
+        pixels_seen = recipe.n_steps * recipe.batch_size * X.shape[-1]
+        self._n_ahead = max(1, min(N_AHEAD, AHEAD // pixels_seen))
+        self._ahead: tuple[int, tuple[Film, Tensor] | None] = -1, None
         self._parameters: list[Tensor] = list(network.parameters())
         self._averages: list[Tensor] = list(self.averaged.parameters())
         self._dtype = self._parameters[0].dtype
-        self._optimizer = torch.optim.Adam(self._parameters, lr=recipe.lr, fused=True)
+        self._optimizer = Adam(self._parameters)
         self.gradient: Gradient = self._by_hand() or self.gradient_by_autograd
 
     @property
     def progress(self) -> float:
         """Share of the budget that is used up; the training ends at 1."""
-        seconds = self._spent / self.cpu_seconds if self.cpu_seconds else 0.0
-        return min(1.0, max(seconds, self.done / self.recipe.max_updates))
+        return self._progress(self.done)
 
     def update(self) -> float:
         """Learn from one batch and return its loss, a mean over images [nat].
@@ -82,13 +89,11 @@ class Trainer:
         """
         start = time.process_time()
         film, gamma = self.batch()
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._rate()
         value = self.gradient(film, gamma)
         if self.recipe.max_gradient:
             nn.utils.clip_grad_norm_(self._parameters, self.recipe.max_gradient)
         if math.isfinite(value):
-            self._optimizer.step()
+            self._optimizer.step(self._rate())
         self.done += 1
         if self.averaged is not self.network:
             self._average()
@@ -108,7 +113,7 @@ class Trainer:
             "spent": self._spent,
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": self._optimizer.state(),
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
@@ -116,19 +121,32 @@ class Trainer:
         self.done, self._spent = state["done"], state["spent"]
         self.network.load_state_dict(state["network"])
         self.averaged.load_state_dict(state["averaged"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizer.resume(state["optimizer"])
 
     def batch(self) -> tuple[Film, Tensor]:
         """What update number ``done`` sees, and its first responsibilities."""
-        images, generator = self._X[self._rows()], self._generator(0, self.done)
-        return self._seen(images, self._noise(), generator)
+        number, i = divmod(self.done, self._n_ahead)
+        last, drawn = self._ahead
+        if drawn is None or last != number:
+            drawn = self._draw(number)
+            self._ahead = number, drawn
+        size = self.recipe.batch_size
+        own = slice(i * size, (i + 1) * size)
+        film, gamma = drawn
+        return Film(film.noisy[:, own], film.clean[:, own]), gamma[:, own]
 
     def gradient_by_autograd(self, film: Film, gamma: Tensor) -> float:
         """Leave the gradient of the loss in the parameters, and return the loss [nat]."""
-        self._optimizer.zero_grad()
+        self.network.zero_grad()
         value = loss(self.network, self.recipe, film, gamma)
         value.backward()
         return value.item()
+
+    def _draw(self, number: int) -> tuple[Film, Tensor]:
+        """What ``_n_ahead`` updates see, side by side."""
+        n = self._n_ahead * self.recipe.batch_size
+        images, generator = self._X[self._rows(number * n, n)], self._generator(0, number)
+        return self._seen(images, self._noise(number * self._n_ahead), generator)
 
     def _seen(self, X: FloatArray, noise: float, generator: torch.Generator) -> tuple[Film, Tensor]:
         """What the network sees of images, and first responsibilities."""
@@ -141,10 +159,9 @@ class Trainer:
         first = first_responsibilities(recipe.n_components, clean[0], generator)
         return Film(noisy, clean), first
 
-    def _rows(self) -> IntArray:
-        """Images of update number ``done``: of passes in random order, one after the other."""
-        n, size = len(self._X), self.recipe.batch_size
-        first = self.done * size
+    def _rows(self, first: int, size: int) -> IntArray:
+        """So many images from there on, of passes in random order, one after the other."""
+        n = len(self._X)
         passes = range(first // n, (first + size - 1) // n + 1)
         orders = np.concatenate([self._order(i) for i in passes])
         return orders[first - passes[0] * n :][:size]
@@ -161,10 +178,15 @@ class Trainer:
         [seed] = np.random.SeedSequence(self._seed, spawn_key=key).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(seed) >> 1)
 
-    def _noise(self) -> float:
+    def _noise(self, done: int) -> float:
         """Share of pixels that are hit; it goes straight to where it is to end."""
         start, end = self.recipe.noise, self.recipe.noise_end
-        return start if end is None else start + (end - start) * self.progress
+        return start if end is None else start + (end - start) * self._progress(done)
+
+    def _progress(self, done: int) -> float:
+        """`progress` after so many updates."""
+        seconds = self._spent / self.cpu_seconds if self.cpu_seconds else 0.0
+        return min(1.0, max(seconds, done / self.recipe.max_updates))
 
     def _rate(self) -> float:
         """The learning rate."""

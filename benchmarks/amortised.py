@@ -7,7 +7,8 @@ the distribution of the training and on others. Then CPU seconds per dataset of 
 datasets side by side, for a whole pass and for as many of its steps as it takes to be as good as
 the others: EM side by side in the same way, and a loop over scikit-learn, which do as many
 iterations as it takes; interleaved, medians over the rounds, in one thread; and the number of
-datasets after which the training has paid against EM side by side. ``python benchmarks/amortised.py --help`` says more.
+datasets after which the training has paid against EM side by side.
+``python benchmarks/amortised.py --help`` says more.
 """
 
 from __future__ import annotations
@@ -238,14 +239,13 @@ class _Work:
 
     def _em(self, n_iter: int) -> None:
         """The steps that the learned ones are made of, without what was learned."""
-        size = max(1, IN_CACHE // (self._task.X.shape[1] * n_products(self._task.X.shape[2])))
-        blocks = zip(
-            self._task.X.split(size), *(p.split(size) for p in self._task.start), strict=True
-        )
+        X, start = self._task.X, self._task.start
+        size = max(1, IN_CACHE // (X.shape[1] * n_products(X.shape[2])))
+        blocks = zip(X.split(size), *(part.split(size) for part in start), strict=True)
         with torch.no_grad():
-            for X, *start in blocks:
-                samples = framed(X)
-                mixtures = samples.inward(Mixtures(*start))
+            for block, *parts in blocks:
+                samples = framed(block)
+                mixtures = samples.inward(Mixtures(*parts))
                 for _ in range(n_iter):
                     _, mixtures = em_map(samples, mixtures)
                 e_step(samples, mixtures)

@@ -31,9 +31,10 @@ class UnrolledEM(MixtureByEM):
     forward and about twice as much backward.
 
     On one dataset such a layer ties EM, at many times the cost, or now and then finds another
-    optimum, of a likelihood that is higher on the samples at hand, if not on others; it earns its keep trained over many datasets (`amortised-em`). Leaves out mini-batches
-    and the other covariance families. ``lower_bound_`` is the mean log-likelihood of the best
-    mixture so far, ``lower_bounds_`` that of the layer's own after each iteration.
+    optimum, of a likelihood that is higher on the samples at hand, if not on others; it earns its
+    keep trained over many datasets (`amortised-em`). Leaves out mini-batches and the other
+    covariance families. ``lower_bound_`` is the mean log-likelihood of the best mixture so far,
+    ``lower_bounds_`` that of the layer's own after each iteration.
 
     Args:
         n_components: Number of components.

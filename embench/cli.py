@@ -409,7 +409,7 @@ def demo(
     help="The picture: .png, .pdf or .svg.",
 )
 def watch(models: Sequence[str], dataset: str, iterations: str, seed: int, out: Path) -> None:
-    """Watch MODELs fit from one start, a row of pictures for each.
+    """Watch MODELs fit from one start, a row of pictures for each, with their held-out NLL.
 
     By default EM beside what has learned to do with few of its steps.
     """

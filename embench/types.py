@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
@@ -369,8 +369,9 @@ class Drawn(NamedTuple):
     data: Dataset
 
 
-Draw = Callable[[np.random.SeedSequence, int], Sequence[Drawn]]
-"""So many datasets of one spec, which the seed chooses, too; no run ever draws them."""
+Draw = Callable[[np.random.SeedSequence, int], Iterator[Drawn]]
+"""So many datasets of one spec, which the seed chooses, too, each made when it is asked for; of
+seeds that no run has, which makes them new wherever seeds make data."""
 
 
 class Training(Protocol):

@@ -20,7 +20,7 @@ from embench.measuring.groups import followed, mean_ami
 from embench.measuring.plan import load_suite
 from embench.measuring.training import STATE, train
 from embench.models.neural.adam import Adam
-from embench.models.neural.fused import FusedSteps
+from embench.models.neural.fused import FusedSteps, has_bfloat16
 from embench.models.neural.networks import GradientMStep, RecurrentMStep
 from embench.models.neural.noise import corrupted
 from embench.models.neural.pixels import LAWS, STDDEV
@@ -168,6 +168,37 @@ def test_the_gradient_by_hand_is_that_of_autograd(changes):
     assert value == pytest.approx(loss(net, recipe, film, gamma).item(), rel=1e-12)
     for part, grad in zip(net.parameters(), expected, strict=True):
         assert_allclose(part.grad, grad, atol=1e-10)
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+@pytest.mark.skipif(not has_bfloat16("float32"), reason="no products of bfloat16")
+def test_products_of_bfloat16_are_exact_to_their_digits(by_hand):
+    X = images(40).numpy()
+    rough, exact = (
+        Trainer(network(recipe).float(), recipe, X, seed=0)
+        for recipe in (replace(TINY, products="bfloat16"), TINY)
+    )
+    batch = exact.batch()
+    if not by_hand:
+        rough.gradient = rough.gradient_by_autograd
+
+    losses = [one.gradient(*batch) for one in (rough, exact)]
+
+    grads = [
+        torch.cat([part.grad.ravel() for part in one.network.parameters()])
+        for one in (rough, exact)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert losses[0] != losses[1]
+    # Eight binary digits: errors of 2^-9 in a factor, a few of them in a row.
+    assert (grads[0] - grads[1]).norm() < 0.05 * grads[1].norm()
+
+
+def test_products_that_a_processor_has_not_are_refused():
+    model = make_model("rnn-em", preset="quick", products="bfloat16", dtype="float64")
+
+    with pytest.raises(ValueError, match=r"dtype='float32', got dtype='float64'.*exact"):
+        model.fit(bars(10)[0])
 
 
 def test_the_gradient_by_hand_of_a_second_batch_knows_nothing_of_the_first():

@@ -23,6 +23,7 @@ from embench import gaussian, make_dataset, make_model, registry
 from embench.cli import main
 from embench.measuring.plan import customised, load_suite
 from embench.measuring.training import STATE, train, weights_file
+from embench.models.base import DivergenceWarning
 from embench.models.starts import starting_mixture
 from embench.models.unrolled.bridge import stacked
 from embench.models.unrolled.checkpoint import Checkpoint, pretrained
@@ -135,6 +136,20 @@ def test_each_of_many_datasets_fares_as_alone_with_a_mask_for_sets_of_unequal_si
     for i, size in enumerate(sizes):
         own = learned(X[i : i + 1, :size], alone(starts, i))
         assert_same(mixture(together.parameters, i), mixture(own.parameters), 1e-9, 1e-9)
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_blocks_that_fit_into_the_cache_change_nothing(core, monkeypatch):
+    X, starts = many(7)
+    mask = torch.arange(50) < torch.tensor([50, 20, 35, 50, 41, 50, 9])[:, None]
+    learned = as_trained(core)
+    with torch.no_grad():
+        together = learned(X, starts, mask)
+        monkeypatch.setattr("embench.models.unrolled.operators.IN_CACHE", 2 * 50 * 6)
+
+        in_blocks = learned(X, starts, mask)
+
+    assert_same_clustering(in_blocks, together, tol=1e-12)
 
 
 @pytest.mark.parametrize("core", CORES)
@@ -266,11 +281,13 @@ def test_the_estimator_is_the_operator(model):
     assert_same(fitted.mixture_, mixture(found.parameters), rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("model", ["em", "amortised-em"])
-@pytest.mark.parametrize("covariance_type", ["full", "diag", "tied_spherical"])
-def test_the_spherical_start_is_that_of_the_same_start_track(model, covariance_type):
-    if (model, covariance_type) not in {("em", covariance_type), ("amortised-em", "full")}:
-        pytest.skip("full only")
+@pytest.mark.parametrize(
+    ("model", "covariance_type"),
+    [("em", "full"), ("em", "diag"), ("em", "tied_spherical"), ("amortised-em", "full")],
+)
+def test_the_spherical_start_has_samples_as_means_and_the_variance_of_the_data(
+    model, covariance_type
+):
     X = make_dataset("blobs", seed=0, n_samples=100).X_train
     fitting = make_model(
         model, n_components=3, covariance_type=covariance_type, init_params="spherical",
@@ -282,6 +299,54 @@ def test_the_spherical_start_is_that_of_the_same_start_track(model, covariance_t
     covariances = np.stack([np.eye(2) * X.var(0).mean()] * 3)
     assert_allclose(fitting.mixture_.covariances, covariances, atol=1e-12)
     assert cdist(fitting.mixture_.means, X).min(axis=1).max() < 1e-12
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_sample_weights_are_repeats(model):
+    X, starts = many(1, n_samples=80)
+    X, weight = X[0].numpy(), np.random.default_rng(0).integers(1, 4, 80)
+
+    weighted = model_at(model, mixture(starts)).fit(X, sample_weight=weight)
+
+    repeated = model_at(model, mixture(starts)).fit(np.repeat(X, weight, axis=0))
+    assert_same(weighted.mixture_, repeated.mixture_, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_restarts_are_judged_by_what_a_pass_ends_at(model):
+    X = make_dataset("blobs", seed=0, n_samples=150, n_components=5).X_train
+    params = {"n_components": 5, "random_state": 0}
+
+    best = make_model(model, n_init=6, **params).fit(X)
+
+    assert best.lower_bound_ == pytest.approx(best.score(X), abs=1e-9)
+    assert best.score(X) >= make_model(model, **params).fit(X).score(X)
+
+
+def test_a_pass_that_ends_below_its_start_warns():
+    X = np.repeat([[0.0, 0.0], [0.0, 1e3], [1e3, 0.0]], 20, axis=0)
+    X += 1e-3 * np.random.default_rng(0).standard_normal(X.shape)
+    model = make_model("recurrent-em", n_components=3, random_state=0)
+
+    with pytest.warns(DivergenceWarning, match="below its start"):
+        model.fit(X)
+
+    assert not model.converged_
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_fits_under_way_in_other_dtypes_leave_each_other_alone(model):
+    X = make_dataset("blobs", seed=0, n_samples=100).X_train
+    params = {"n_components": 3, "random_state": 0}
+    alone_ = make_model(model, **params).fit(X)
+    under_way = make_model(model, **params)
+    steps = under_way.iter_fit(X)
+    next(steps), next(steps)
+
+    make_model(model, dtype="float32", **params).fit(X)
+    list(steps)
+
+    assert under_way.score(X) == alone_.score(X)
 
 
 # Training
@@ -357,6 +422,8 @@ def test_an_update_without_a_finite_gradient_changes_nothing():
         (["amortisd-em"], "did you mean 'amortised-em'?"),
         (["amortised-em", "--suite", "conditional"], "cannot be learned from"),
         (["amortised-em", "--suite", "own-data"], "names no datasets"),
+        (["amortised-em", "--suite", "grouping"], "its task is grouping"),
+        (["amortised-em", "--suite", "real"], "rows, those that runs are judged on"),
         (["amortised-em", "--updates", "0"], "0 is not in the range x>=1"),
     ],
 )
@@ -391,7 +458,9 @@ def test_a_folder_of_another_training_is_refused(tmp_path):
         next(trained_briefly("recurrent-em", folder=tmp_path, seed=1))
 
 
-@pytest.mark.parametrize("content", [None, b"not weights", {"format": 99}, {"other": 1}])
+@pytest.mark.parametrize(
+    "content", [None, b"not weights", {"format": 99}, {"other": 1}, {"format": 1}]
+)
 def test_what_is_no_checkpoint_is_said(content, tmp_path):
     path = tmp_path / "some.pt"
     if isinstance(content, bytes):
@@ -399,7 +468,7 @@ def test_what_is_no_checkpoint_is_said(content, tmp_path):
     elif content is not None:
         torch.save(content, path)
 
-    with pytest.raises(InputError, match=r"some\.pt.*expected weights"):
+    with pytest.raises(InputError, match=r"some\.pt.*weights"):
         make_model("amortised-em", checkpoint=str(path)).fit(np.eye(3))
 
 
@@ -423,6 +492,15 @@ def test_a_torn_state_is_said(tmp_path):
     [
         (lambda: EMOperator("rnn"), "expected core to be one of ('feed-forward', 'recurrent')"),
         (lambda: EMOperator("recurrent", 0), "expected n_steps >= 1 and hidden >= 1, got 0"),
+        (lambda: operator("recurrent")(*many(3), n_steps=-1), "expected n_steps >= 0, got -1"),
+        (
+            lambda: operator("recurrent")(many(3)[0], many(2)[1]),
+            "expected logits of shape (3, 3) in the start, for X of shape (3, 50, 2), got (2, 3)",
+        ),
+        (
+            lambda: operator("recurrent").float()(*many(3)),
+            "expected X of the module's torch.float32, got torch.float64",
+        ),
     ],
 )
 def test_an_error_says_what_was_expected_and_what_came(call, said):

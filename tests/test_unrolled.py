@@ -690,7 +690,7 @@ def test_only_full_covariances():
         (lambda: double(2, 3, gradient="implicit"), "which only equal steps have: use shared=True"),
         (
             lambda: double(2, 3)(many(1)[0][0]),
-            "expected X of shape [B, n_samples, n_features = 2], got (50, 2)",
+            "expected X of shape [B, n_samples, n_features], got (50, 2)",
         ),
         (
             lambda: double(3, 3)(many(2)[0]),
@@ -698,7 +698,7 @@ def test_only_full_covariances():
         ),
         (
             lambda: EMLayer(2, 3)(many(1)[0]),
-            "expected X of the layer's torch.float32, got torch.float64",
+            "expected X of the module's torch.float32, got torch.float64",
         ),
         (
             lambda: double(2, 3)(many(2)[0], many(3)[1]),

@@ -181,21 +181,25 @@ def _paybacks(changes: Iterable[Change], frame: pd.DataFrame) -> list[Payback]:
     if "training_seconds" not in frame:
         return []
     known = frame.dropna(subset="training_seconds").groupby("label")["training_seconds"].max()
-    saved: dict[tuple[str, str, str], list[float]] = {}
+    groups: dict[tuple[str, str, str], list[Change]] = {}
     for item in changes:
-        if item.metric == "fit_seconds" and item.candidate in known:
-            names = (item.track, item.baseline, item.candidate)
-            saved.setdefault(names, []).append(item.baseline_value - item.candidate_value)
-    return [
-        Payback(
-            track=track,
-            baseline=baseline,
-            candidate=candidate,
-            training_seconds=float(known[candidate]),
-            saved_seconds=mean(seconds),
-        )
-        for (track, baseline, candidate), seconds in saved.items()
-    ]
+        if item.candidate in known:
+            groups.setdefault((item.track, item.baseline, item.candidate), []).append(item)
+    found = []
+    for (track, baseline, candidate), items in groups.items():
+        times = [item for item in items if item.metric == "fit_seconds"]
+        if times:
+            payback = Payback(
+                track=track,
+                baseline=baseline,
+                candidate=candidate,
+                training_seconds=float(known[candidate]),
+                saved_seconds=mean(item.baseline_value - item.candidate_value for item in times),
+                is_settled=all(item.verdict != "inconclusive" for item in times),
+                nll=dict(Counter(item.verdict for item in items if item.metric == "nll")),
+            )
+            found.append(payback)
+    return found
 
 
 def _failures(frame: pd.DataFrame) -> list[Failure]:

@@ -26,7 +26,9 @@ class Payback:
     """When the training of a candidate has paid, in fits instead of a baseline's.
 
     ``training_seconds`` were spent once; ``saved_seconds`` is the mean over datasets of what a fit
-    takes less than the baseline's, at whatever quality either has; not above 0 if nothing is saved.
+    takes less than the baseline's, not above 0 if nothing is saved, and ``is_settled`` says that no
+    dataset leaves open which is the faster. ``nll`` counts the datasets by verdict on held-out NLL:
+    what is saved is no gain where that is worse.
     """
 
     track: str
@@ -34,6 +36,8 @@ class Payback:
     candidate: str
     training_seconds: float
     saved_seconds: float
+    is_settled: bool
+    nll: Mapping[str, int]
 
     @property
     def n_fits(self) -> int | None:

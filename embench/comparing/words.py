@@ -134,15 +134,19 @@ def overall_sentence(overall: Overall) -> str:
 
 
 def payback_sentence(payback: Payback) -> str:
-    """What a training took, and after how many fits it has paid."""
-    took = f"{payback.candidate} was trained for {quantity(payback.training_seconds, 's')}"
+    """What a training took, after how many fits it has paid, and at what quality."""
+    text = f"{payback.candidate} was trained for {quantity(payback.training_seconds, 's')} and "
     if payback.n_fits is None:
-        return f"{took} and saves no time against {payback.baseline}"
-    saved = quantity(payback.saved_seconds, "s")
-    return (
-        f"{took} and saves {saved} a fit against {payback.baseline}: it has paid after "
-        f"{payback.n_fits:,} fits"
-    )
+        text += f"saves no time against {payback.baseline}"
+    else:
+        saved = quantity(payback.saved_seconds, "s")
+        text += (
+            f"saves {saved} a fit against {payback.baseline}: it has paid after "
+            f"{payback.n_fits:,} fits"
+        )
+    text += "" if payback.is_settled else ", by times that are not settled"
+    counts = [f"{name} on {payback.nll[name]}" for name in _VERDICTS if name in payback.nll]
+    return f"{text}; NLL {', '.join(counts)}" if counts else text
 
 
 def failure_sentence(failure: Failure) -> str:

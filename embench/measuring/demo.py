@@ -38,7 +38,7 @@ TRUE_FAMILIES: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class Moment:
-    """A fit on its way: iterations and seconds so far, mean NLL of the samples [nat], mixture."""
+    """A fit on its way: iterations and seconds so far, mean NLL of samples [nat], mixture."""
 
     n_iter: int
     seconds: float
@@ -114,11 +114,25 @@ def side_by_side(
 ) -> tuple[Dataset, dict[str, list[Moment]]]:
     """A dataset, and models on their way from one start at the iterations asked for.
 
-    A model that ends before the last of them is shown at its end.
+    The NLL is that of held-out samples. A model that ends before the last iteration is shown at its
+    end; it ends by its own rule only where its spec says ``tol``.
 
     Raises:
-        InputError: A model has no start, no iterations or no mixture to show, or a name is unknown.
+        InputError: A model has no start, no iterations or no mixture to show, the data are no
+            samples of a density, or a name or a parameter is wrong.
     """
+    try:
+        return _side_by_side(models, dataset, iterations, seed)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(str(error)) from error
+
+
+def _side_by_side(
+    models: Sequence[Spec], dataset: Spec, iterations: Sequence[int], seed: int
+) -> tuple[Dataset, dict[str, list[Moment]]]:
+    task = registry.make_dataset(dataset.name, seed=seed, **dataset.params).task
+    if task != "density":
+        raise InputError(f"{dataset}: only densities can be watched, and its task is {task}")
     fits = {}
     for spec in models:
         candidate = registry.make_model(spec.name, **spec.params)
@@ -126,15 +140,20 @@ def side_by_side(
             raise InputError(f"{spec.name} cannot be watched: it takes no start, or has no steps")
         trial = Trial(dataset=dataset, model=spec, track="same-start", seed=seed)
         data, (X, *_), model = prepared(trial)
-        if "max_iter" not in spec.params:
-            model.set_params(max_iter=max(iterations), tol=0.0)
+        if data.n_components is None and "n_components" not in spec.params:
+            raise InputError(f"{dataset} says no number of components: {spec.name}:n_components=3")
+        wanted = {"max_iter": max(1, *iterations), "tol": 0.0}
+        asked = wanted.keys() & model.get_params() - spec.params.keys()
+        model.set_params(**{name: wanted[name] for name in asked})
         _warm_up(model, X)
-        path = list(moments(model, X))
+        path = list(moments(model, X, judged_on=data.X_test))
         fits[str(spec)] = [at for at in path if at.n_iter in iterations or at is path[-1]]
     return data, fits
 
 
-def moments(model: Model, X: FloatArray, every: int = 1) -> Iterator[Moment]:
+def moments(
+    model: Model, X: FloatArray, every: int = 1, judged_on: FloatArray | None = None
+) -> Iterator[Moment]:
     """The fit at its start, after every so many iterations, and at its end; the clock runs only
     while it is at work.
 
@@ -142,6 +161,7 @@ def moments(model: Model, X: FloatArray, every: int = 1) -> Iterator[Moment]:
         model: Not fitted; it can be watched, and is a mixture.
         X: Samples, shape (n_samples, n_features) [u].
         every: Iterations between moments.
+        judged_on: Samples of the NLL; X by default.
 
     Raises:
         InputError: The model cannot be fitted to X.
@@ -155,9 +175,9 @@ def moments(model: Model, X: FloatArray, every: int = 1) -> Iterator[Moment]:
     try:
         for seconds, n_iter, fitted in watched(model, (X,), None):
             if n_iter % every == 0:
-                yield _moment(n_iter, seconds, fitted, X)
+                yield _moment(n_iter, seconds, fitted, X if judged_on is None else judged_on)
         if n_iter % every:
-            yield _moment(n_iter, seconds, fitted, X)
+            yield _moment(n_iter, seconds, fitted, X if judged_on is None else judged_on)
     except ValueError as error:
         raise InputError(str(error)) from error
 

@@ -92,7 +92,8 @@ def train(
     plan = {
         "model": model.name,
         "params": dict(model.params),
-        "suite": suite.model_dump(mode="json", include={"description", "datasets"}),
+        "suite": suite.model_dump(mode="json", include={"datasets"}),
+        "dataset_versions": _versions(suite),
         "n_updates": n_updates,
         "batch_size": batch_size,
         "seed": seed,
@@ -116,6 +117,12 @@ def train(
     yield session.curve[-1]
 
 
+def _versions(suite: Suite) -> dict[str, str]:
+    """What decides beside the parameters what is learned from: the content of a file."""
+    specs = (spec for entry in suite.datasets for spec in entry.specs())
+    return {spec.name: registry.version("dataset", spec) for spec in specs}
+
+
 def weights_file(folder: Path, model: str) -> Path:
     """Where a training leaves what it has learned."""
     return folder / f"{model}.pt"
@@ -137,17 +144,16 @@ def trainable(spec: Spec) -> TrainableModel:
 
 
 def _drawer(suite: Suite) -> Draw:
-    """Draws datasets of the suite, drawn with all its sweeps, that no run ever sees."""
+    """Draws datasets of the suite, with all its sweeps, by seeds that no run has."""
     specs = [spec for entry in suite.datasets for spec in entry.specs()]
     if not specs:
         raise InputError("no data to learn from: the suite names no datasets")
 
-    def draw(seed: np.random.SeedSequence, n: int) -> list[Drawn]:
+    def draw(seed: np.random.SeedSequence, n: int) -> Iterator[Drawn]:
         rng = np.random.default_rng(seed)
         spec = specs[rng.integers(len(specs))]
-        seeds = [int(one) for one in rng.integers(FIRST_SEED, 2**63, size=n)]
-        made = [registry.make_dataset(spec.name, seed=one, **spec.params) for one in seeds]
-        return [Drawn(spec, *pair) for pair in zip(seeds, made, strict=True)]
+        for one in map(int, rng.integers(FIRST_SEED, 2**63, size=n)):
+            yield Drawn(spec, one, registry.make_dataset(spec.name, seed=one, **spec.params))
 
     return draw
 
@@ -178,6 +184,8 @@ def _resumed(training: Training, plan: Mapping[str, Any], folder: Path) -> Sessi
     if not (folder / STATE).exists():
         return Session(plan, 0.0, [])
     found = read(folder / STATE)
+    if not isinstance(found, dict) or "plan" not in found:
+        raise InputError(f"{folder / STATE}: expected the state of a training")
     if found["plan"] != plan:
         keys = [key for key in plan if found["plan"].get(key) != plan[key]]
         raise InputError(

@@ -25,14 +25,15 @@ def digest(path: str | Path) -> str:
         raise InputError(f"{path}: expected weights: {error.strerror}") from error
 
 
-def changed_at(path: Path) -> int:
-    """When a file was written last [ns].
+def changed_at(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced, without reading it.
 
     Raises:
         InputError: There is no such file.
     """
     try:
-        return path.stat().st_mtime_ns
+        found = path.stat()
+        return found.st_mtime_ns, found.st_size, found.st_ino
     except OSError as error:
         raise InputError(f"{path}: expected weights: {error.strerror}") from error
 

@@ -127,7 +127,7 @@ def draw_side_by_side(path: Path, X: FloatArray, fits: Mapping[str, Sequence[Fit
                 axis.set_axis_off()
                 continue
             at = at_iteration[n_iter]
-            title = f"{name}, iteration {n_iter}\nNLL {at.nll:.3f} nat"
+            title = f"{name}, iteration {n_iter}\nheld-out NLL {at.nll:.3f} nat"
             _draw(axis, X, Picture(title, at.mixture))
     _save(figure, path)
 

@@ -8,6 +8,8 @@ in the cache; and the gradient of a weight is one product over all steps, not on
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -39,6 +41,9 @@ class FusedSteps:
 
     def __init__(self, network: RecurrentMStep, recipe: Recipe, n_images: int) -> None:
         cell, output = network.cell, network.output
+        halved = recipe.products == "bfloat16"
+        self.multiply: Callable[..., None] = _halved if halved else _exact
+        self.cast: Callable[[Tensor], Tensor] = Tensor.bfloat16 if halved else _uncast
         if not (isinstance(cell, SigmoidCell) and isinstance(output, nn.Linear)):
             raise TypeError("expected a network with a sigmoid cell and a linear output")
         self.cell, self.output, self.weights = cell, output, recipe.step_weights
@@ -73,7 +78,8 @@ class FusedSteps:
         """The loss; ``logits`` become images * logits on the way, which is all that is needed."""
         T, K, B, D, _ = self.shape
         cell, output = self.cell, self.output
-        W_in, W_hidden, W_out = cell.input.weight.T, cell.recurrent.weight.T, output.weight.T
+        weights = (cell.input.weight, cell.recurrent.weight, output.weight)
+        W_in, W_hidden, W_out = (self.cast(weight).T for weight in weights)
         sign, absent = 2 * images - 1, 1 - images + SMALLEST
         loss = 0.0
         for t in range(T):
@@ -82,11 +88,11 @@ class FusedSteps:
                 torch.mul(noisy[0], gamma, out=errors)
             else:
                 torch.sub(noisy[t], self.psi[t - 1], out=errors).mul_(self.gamma[t - 1])
-            torch.addmm(cell.input.bias, errors.view(K * B, D), W_in, out=hidden)
+            self.multiply(errors.view(K * B, D), W_in, hidden, cell.input.bias)
             if t > 0:
-                hidden.addmm_(self.hidden[t - 1], W_hidden)
+                self.multiply(self.hidden[t - 1], W_hidden, hidden, hidden)
             hidden.sigmoid_()
-            torch.addmm(output.bias, hidden, W_out, out=logits.view(K * B, D))
+            self.multiply(hidden, W_out, logits.view(K * B, D), output.bias)
             psi = torch.sigmoid(logits, out=self.psi[t])
             probabilities = torch.addcmul(absent, sign, psi, out=self.gamma[t])
             torch.sum(probabilities, 0, out=self.total).reciprocal_()
@@ -105,28 +111,29 @@ class FusedSteps:
         """Back through the steps, then one product for each weight."""
         T, K, B, D, H = self.shape
         cell, output = self.cell, self.output
-        W_in, W_hidden, W_out = cell.input.weight, cell.recurrent.weight, output.weight
+        weights = (cell.input.weight, cell.recurrent.weight, output.weight)
+        W_in, W_hidden, W_out = map(self.cast, weights)
         sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
         for t in reversed(range(T)):
             psi, gamma, d_logits = self.psi[t], self.gamma[t], self.d_logits[t]
             weight, is_last = self.weights[t] / B, t == T - 1
             if not is_last:
                 d_errors = self.d_errors
-                torch.mm(self.d_inputs[t + 1], W_in, out=d_errors.view(K * B, D))
+                self.multiply(self.d_inputs[t + 1], W_in, d_errors.view(K * B, D))
             sigmoid_backward(self._d_psi(noisy, t), psi, grad_input=d_logits)
             if weight:
                 d_logits.add_(psi, alpha=weight).addcmul_(gamma, images, value=-weight)
-            torch.mm(d_logits.view(K * B, D), W_out, out=self.d_hidden)
+            self.multiply(d_logits.view(K * B, D), W_out, self.d_hidden)
             if not is_last:
-                self.d_hidden.addmm_(self.d_inputs[t + 1], W_hidden)
+                self.multiply(self.d_inputs[t + 1], W_hidden, self.d_hidden, self.d_hidden)
             sigmoid_backward(self.d_hidden, self.hidden[t], grad_input=self.d_inputs[t])
         n = T * K * B
         d_inputs, d_logits = self.d_inputs.view(n, H), self.d_logits.view(n, D)
         before, after = self.hidden[:-1].reshape(-1, H), self.d_inputs[1:].reshape(-1, H)
-        torch.mm(d_inputs.T, self.errors.view(n, D), out=_grad(cell.input.weight))
+        self.multiply(d_inputs.T, self.errors.view(n, D), _grad(cell.input.weight))
         torch.sum(d_inputs, 0, out=_grad(cell.input.bias))
-        torch.mm(after.T, before, out=_grad(cell.recurrent.weight))
-        torch.mm(d_logits.T, self.hidden.view(n, H), out=_grad(output.weight))
+        self.multiply(after.T, before, _grad(cell.recurrent.weight))
+        self.multiply(d_logits.T, self.hidden.view(n, H), _grad(output.weight))
         torch.sum(d_logits, 0, out=_grad(output.bias))
 
     def _d_psi(self, noisy: Tensor, t: int) -> Tensor:
@@ -157,6 +164,32 @@ def _sum_of_logs(values: Tensor) -> Tensor:
     for i in range(1, 4):
         few.mul_(values[i * n : (i + 1) * n])  # no less than eps^4 / 16, which is no underflow
     return few.log_().sum() + values[4 * n :].log_().sum()
+
+
+def has_bfloat16(dtype: str) -> bool:
+    """Whether this processor has products of bfloat16 with sums of float32, for such numbers."""
+    return dtype == "float32" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _exact(left: Tensor, right: Tensor, out: Tensor, added: Tensor | None = None) -> None:
+    """out = left @ right, plus what is added."""
+    if added is None:
+        torch.mm(left, right, out=out)
+    else:
+        torch.addmm(added, left, right, out=out)
+
+
+def _halved(left: Tensor, right: Tensor, out: Tensor, added: Tensor | None = None) -> None:
+    """The same by factors of eight binary digits; only products know of them."""
+    product = left.bfloat16() @ right.bfloat16()
+    if added is None:
+        out.copy_(product)
+    else:
+        torch.add(added, product, out=out)
+
+
+def _uncast(weight: Tensor) -> Tensor:
+    return weight
 
 
 def _grad(parameter: Tensor) -> Tensor:

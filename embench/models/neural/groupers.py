@@ -22,6 +22,7 @@ from embench.models.base import complete_signature
 from embench.models.checkpoint import digest
 from embench.models.neural import unroll
 from embench.models.neural.checkpoint import Checkpoint
+from embench.models.neural.fused import has_bfloat16
 from embench.models.neural.learning import GrouperTraining
 from embench.models.neural.networks import CELLS, GradientMStep, MStep, RecurrentMStep
 from embench.models.neural.pixels import LAWS
@@ -33,6 +34,7 @@ from embench.models.neural.recipes import (
     LossSteps,
     NoiseType,
     Pixels,
+    Products,
     Recipe,
     Schedule,
 )
@@ -76,6 +78,7 @@ class NeuralGrouper(BaseEstimator, ABC):
         "schedule": [StrOptions({"constant", "cosine"}), None],
         "averaging": [Interval(Real, 0, 1, closed="left"), None],
         "max_gradient": [Interval(Real, 0, None, closed="neither"), None],
+        "products": [StrOptions({"exact", "bfloat16"}), None],
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "max_updates": [Interval(Integral, 1, None, closed="left"), None],
         "cpu_seconds": [Interval(Real, 0, None, closed="neither"), None],
@@ -105,6 +108,7 @@ class NeuralGrouper(BaseEstimator, ABC):
         schedule: Schedule | None = None,
         averaging: float | None = None,
         max_gradient: float | None = None,
+        products: Products | None = None,
         batch_size: int | None = None,
         max_updates: int | None = None,
         cpu_seconds: float | None = None,
@@ -130,6 +134,7 @@ class NeuralGrouper(BaseEstimator, ABC):
         self.schedule = schedule
         self.averaging = averaging
         self.max_gradient = max_gradient
+        self.products = products
         self.batch_size = batch_size
         self.max_updates = max_updates
         self.cpu_seconds = cpu_seconds
@@ -184,6 +189,12 @@ class NeuralGrouper(BaseEstimator, ABC):
         self._validate_params()
         rng = check_random_state(self.random_state)
         self.recipe_ = recipe = self.recipe()
+        if recipe.products == "bfloat16" and not has_bfloat16(self.dtype):
+            raise ValueError(
+                "products='bfloat16' takes a processor that multiplies such numbers (avx512_bf16, "
+                f"AMX) and dtype='float32', got dtype={self.dtype!r} on "
+                f"{torch.backends.cpu.get_cpu_capability()}; use products='exact'"
+            )
         X = self._checked(X)
         if X.ndim == 3:  # a step for each frame that has one before it
             self.recipe_ = recipe = replace(recipe, n_steps=X.shape[1] - 1)
@@ -413,6 +424,8 @@ class RNNEM(NeuralGrouper):
         schedule: "constant", or "cosine", which falls to 0 at the end of the budget.
         averaging: Decay of the running average of the weights, which is what predicts; 0 for none.
         max_gradient: Norm that gradients are cut down to.
+        products: "exact", in ``dtype``; or "bfloat16": matrix products of training alone, where the
+            processor has them, with factors of 8 binary digits.
         batch_size: Images of an update.
         max_updates: The budget, which decides alone unless cpu_seconds are given.
         cpu_seconds: A budget of time [s]; with it, how far a fit gets depends on the machine.

@@ -12,6 +12,7 @@ Coder = Literal["none", "dense", "conv"]
 NoiseType = Literal["bitflip", "masked_uniform", "none"]
 LossSteps = Literal["all", "late", "last"] | Sequence[float]
 Schedule = Literal["constant", "cosine"]
+Products = Literal["exact", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Recipe:
     schedule: Schedule = "constant"
     averaging: float = 0.0
     max_gradient: float | None = None
+    products: Products = "exact"
 
     @property
     def step_weights(self) -> list[float]:

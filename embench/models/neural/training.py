@@ -138,7 +138,9 @@ class Trainer:
     def gradient_by_autograd(self, film: Film, gamma: Tensor) -> float:
         """Leave the gradient of the loss in the parameters, and return the loss [nat]."""
         self.network.zero_grad()
-        value = loss(self.network, self.recipe, film, gamma)
+        halved = self.recipe.products == "bfloat16"
+        with torch.autocast("cpu", torch.bfloat16, enabled=halved):
+            value = loss(self.network, self.recipe, film, gamma)
         value.backward()
         return value.item()
 

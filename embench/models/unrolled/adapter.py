@@ -30,10 +30,11 @@ class UnrolledEM(MixtureByEM):
     a fit never ends below EM. Each iteration is one step of training and costs ``n_steps`` EM steps
     forward and about twice as much backward.
 
-    On one dataset such a layer can at best tie EM, which gets to the same optimum at a fraction of
-    the cost; it earns its keep trained over many datasets (`amortised-em`). Leaves out mini-batches
-    and the other covariance families. ``lower_bound_`` is the mean log-likelihood of the best
-    mixture so far, ``lower_bounds_`` that of the layer's own after each iteration.
+    On one dataset such a layer ties EM, at many times the cost, or now and then finds another
+    optimum, of a likelihood that is higher on the samples at hand, if not on others; it earns its
+    keep trained over many datasets (`amortised-em`). Leaves out mini-batches and the other
+    covariance families. ``lower_bound_`` is the mean log-likelihood of the best mixture so far,
+    ``lower_bounds_`` that of the layer's own after each iteration.
 
     Args:
         n_components: Number of components.

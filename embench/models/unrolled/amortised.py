@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from abc import ABC
 from collections.abc import Iterator
 from copy import copy
@@ -14,11 +16,13 @@ import torch
 from sklearn.utils._param_validation import StrOptions
 
 from embench.models import engine
+from embench.models.base import DivergenceWarning
 from embench.models.checkpoint import changed_at, digest
 from embench.models.engine import Parameters
 from embench.models.steps import InitParams, MixtureByEM, Run
 from embench.models.unrolled.bridge import mixtures_of, parameters_of, placed
 from embench.models.unrolled.checkpoint import Checkpoint, shipped
+from embench.models.unrolled.em_map import e_step
 from embench.models.unrolled.operators import Core
 from embench.models.unrolled.tasks import BATCH_SIZE, N_UPDATES, OperatorTraining
 from embench.types import Draw, InputError
@@ -81,14 +85,16 @@ class LearnedEM(MixtureByEM, ABC):
         """What the training took of the CPU, once, before any fit [s]."""
         return float(self._trained().provenance["cpu_seconds"])
 
-    def _trained(self) -> Checkpoint:
-        """The weights and where they come from.
+    def _trained(
+        self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> Checkpoint:
+        """The weights and where they come from; shared by all fits, so not to be changed.
 
         Raises:
             InputError: They are not there, or those of another model.
         """
         path = Path(self.checkpoint or shipped(self.name))
-        found = _loaded(path, changed_at(path))
+        found = _loaded(path, changed_at(path), dtype, torch.device(device))
         if found.operator.core != self.core:
             raise InputError(
                 f"{path}: expected weights of {self.name}, which is {self.core}, got weights that "
@@ -105,21 +111,35 @@ class LearnedEM(MixtureByEM, ABC):
     ) -> Iterator[Run]:
         """A pass that is whole has done all that it should: it has no rule to stop by."""
         for step in super()._iterated(samples, run, random_state):
-            is_whole = step.n_iter == self.max_iter == self._least_iterations
-            yield step._replace(converged=step.converged or is_whole)
+            if not step.n_iter == self.max_iter == self._least_iterations:
+                yield step
+                continue
+            rose = step.lower_bound >= step.lower_bounds[0]
+            if not rose:
+                warnings.warn(
+                    f"{self.name} ended at a log-likelihood of {step.lower_bound:.4g} nat per "
+                    f"sample, below its start's {step.lower_bounds[0]:.4g}: these data are unlike "
+                    "what it has learned from; use em, or max_iter=100 to go on with EM",
+                    DivergenceWarning,
+                    stacklevel=4,
+                )
+            yield step._replace(converged=rose)
 
     def _steps(
         self, samples: engine.Samples, parameters: Parameters, random_state: np.random.RandomState
     ) -> Iterator[tuple[float, Parameters]]:
         data, start = placed(samples), mixtures_of(samples, parameters)
         # Shallow: a fit has its own reg_covar and shares the weights.
-        operator = copy(self._trained().operator.to(start.means))
+        operator = copy(self._trained(start.means.dtype, start.means.device).operator)
         operator.reg_covar = self.reg_covar
-        steps = operator.steps(data, start)
         n_samples = float(samples.total_weight)
-        while True:
+        steps = operator.steps(data, start)
+        for n_iter in itertools.count(1):
             with torch.no_grad():
                 log_likelihood, mixtures = next(steps)
+                # Learned steps may fall: a pass is judged by what it ends at.
+                if n_iter == self.max_iter == operator.n_steps:
+                    log_likelihood, _ = e_step(data, mixtures)
             yield log_likelihood.item() / n_samples, parameters_of(samples, mixtures)
 
 
@@ -188,6 +208,10 @@ class RecurrentEM(LearnedEM):
 
 
 @lru_cache(maxsize=8)
-def _loaded(path: Path, at: int) -> Checkpoint:
+def _loaded(
+    path: Path, changed: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Checkpoint:
     """A file is read again only if it has changed."""
-    return Checkpoint.load(path)
+    found = Checkpoint.load(path)
+    found.operator.to(device, dtype)
+    return found

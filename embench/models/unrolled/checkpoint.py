@@ -51,9 +51,12 @@ class Checkpoint:
         content = read(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise InputError(f"{path}: expected weights written by `embench train`")
-        operator = EMOperator(**content["config"], random_state=0)
-        operator.load_state_dict(content["weights"])
-        return cls(operator, content["provenance"])
+        try:
+            operator = EMOperator(**content["config"], random_state=0)
+            operator.load_state_dict(content["weights"])
+            return cls(operator, content["provenance"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"{path}: weights of another version of embench") from error
 
 
 def pretrained(model: str) -> EMOperator:

@@ -93,13 +93,7 @@ def framed(X: Tensor, mask: Tensor | None = None, reg_covar: float = 1e-6) -> Sa
         ValueError: The shapes are not these, a dataset has no samples, or a number is not finite.
         IllDefinedCovariance: That of a dataset is not positive definite.
     """
-    if X.ndim != 3:
-        raise ValueError(f"expected X of shape [B, n_samples, n_features], got {tuple(X.shape)}")
-    if mask is not None and (mask.shape != X.shape[:2] or mask.dtype != torch.bool):
-        raise ValueError(
-            f"expected a boolean mask of shape {tuple(X.shape[:2])}, got {mask.dtype} of shape "
-            f"{tuple(mask.shape)}"
-        )
+    check(X, X.dtype, mask=mask)
     counted = X.new_ones(X.shape[:2]) if mask is None else mask.to(X.dtype)
     if not counted.any(-1).all():
         raise ValueError("expected at least one sample in every dataset")
@@ -114,6 +108,39 @@ def framed(X: Tensor, mask: Tensor | None = None, reg_covar: float = 1e-6) -> Sa
     scale = _cholesky(covariance, (reg_covar * identity).expand_as(covariance))
     Y = torch.linalg.solve_triangular(scale, centred.mT, upper=False)
     return Samples(products(Y, counted), counted, centre, scale)
+
+
+def check(
+    X: Tensor, dtype: torch.dtype, start: Mixtures | None = None, mask: Tensor | None = None
+) -> None:
+    """See that datasets, starts and masks belong together.
+
+    Raises:
+        ValueError: X is not [B, n_samples, n_features] in this dtype, or a start or a mask is not
+            for such an X.
+    """
+    if X.ndim != 3:
+        raise ValueError(f"expected X of shape [B, n_samples, n_features], got {tuple(X.shape)}")
+    if X.dtype != dtype:
+        raise ValueError(
+            f"expected X of the module's {dtype}, got {X.dtype}: convert X, or the module by .to()"
+        )
+    if mask is not None and (mask.shape != X.shape[:2] or mask.dtype != torch.bool):
+        raise ValueError(
+            f"expected a boolean mask of shape {tuple(X.shape[:2])}, got {mask.dtype} of shape "
+            f"{tuple(mask.shape)}"
+        )
+    if start is None:
+        return
+    (B, _, D), K = X.shape, start.logits.shape[-1]
+    for name, part, shape in zip(
+        start._fields, start, [(B, K), (B, K, D), (B, K, D, D)], strict=True
+    ):
+        if part.shape != shape:
+            raise ValueError(
+                f"expected {name} of shape {shape} in the start, for X of shape "
+                f"{tuple(X.shape)}, got {tuple(part.shape)}"
+            )
 
 
 def products(Y: Tensor, present: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class Evidence(NamedTuple):
                 *_moments(resp, nearness, 1.0),
                 (resp @ density.mT)[..., 0],
                 (resp @ density.mT.square())[..., 0],
-                _dot(resp, resp),
+                _dot(resp, log_resp.exp()),
             ],
             dim=-1,
         )

@@ -8,7 +8,7 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from embench.models.unrolled.em_map import Mixtures, Samples, e_step, em_map, framed
+from embench.models.unrolled.em_map import Mixtures, Samples, check, e_step, em_map, framed
 from embench.models.unrolled.implicit import Gradient, Step, iterate
 
 LARGEST = 5.0
@@ -42,8 +42,8 @@ class EMLayer(nn.Module):
     Everything happens in the frame of each dataset, centred and whitened by its Cholesky factor:
     data shifted, scaled or sheared feature by feature give the shifted, scaled and sheared mixture,
     trained or not; under rotations that holds for an untrained layer alone. Leaves out other
-    covariance families and higher derivatives. On one dataset such a layer can at best tie EM:
-    it earns its keep trained over many datasets, for few steps.
+    covariance families and higher derivatives. On one dataset such a layer ties EM or finds
+    another optimum: it earns its keep trained over many datasets, for few steps.
 
     Args:
         n_features: Of the data.
@@ -147,7 +147,12 @@ class EMLayer(nn.Module):
             ValueError: A shape or a dtype is not as above, a dataset has no samples, or a
                 covariance became singular.
         """
-        self._check(X, start)
+        check(X, self.start.dtype, start, mask)
+        if X.shape[-1] != self.n_features:
+            raise ValueError(
+                f"expected X of shape [B, n_samples, n_features = {self.n_features}], got "
+                f"{tuple(X.shape)}"
+            )
         samples = framed(X, mask, self.reg_covar)
         begin = self.begin(len(X)) if start is None else samples.inward(start)
         log_likelihood, resp, fitted = self.unrolled(samples, begin)
@@ -182,30 +187,6 @@ class EMLayer(nn.Module):
             return correction(before, after, narrowest)
 
         return step
-
-    def _check(self, X: Tensor, start: Mixtures | None) -> None:
-        if X.ndim != 3 or X.shape[-1] != self.n_features:
-            raise ValueError(
-                f"expected X of shape [B, n_samples, n_features = {self.n_features}], got "
-                f"{tuple(X.shape)}"
-            )
-        if X.dtype != self.start.dtype:
-            raise ValueError(
-                f"expected X of the layer's {self.start.dtype}, got {X.dtype}: convert X, or the "
-                "layer with .to()"
-            )
-        if start is None:
-            return
-        B, D = len(X), self.n_features
-        K = start.means.shape[1] if start.means.ndim == 3 else self.n_components
-        for name, part, shape in zip(
-            start._fields, start, [(B, K), (B, K, D), (B, K, D, D)], strict=True
-        ):
-            if part.shape != shape:
-                raise ValueError(
-                    f"expected {name} of shape {shape} in the start, for X of shape "
-                    f"{tuple(X.shape)}, got {tuple(part.shape)}"
-                )
 
 
 class Correction(nn.Module):

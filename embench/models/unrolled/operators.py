@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from embench.models.unrolled.em_map import (
     Mixtures,
     Samples,
+    check,
     e_step,
     framed,
     m_step,
@@ -123,17 +124,22 @@ class EMOperator(nn.Module):
             n_steps: Of all; the learned ones by default. What goes beyond them is EM.
 
         Raises:
-            ValueError: The shapes do not agree, or a dataset has no samples.
+            ValueError: Shapes or dtypes do not agree, ``n_steps`` is negative, or a dataset has no
+                samples.
         """
+        check(X, next(self.parameters()).dtype, start, mask)
         n_steps = self.n_steps if n_steps is None else n_steps
+        if n_steps < 0:
+            raise ValueError(f"expected n_steps >= 0, got {n_steps}")
         size = max(1, IN_CACHE // (X.shape[1] * n_products(X.shape[2])))
         if torch.is_grad_enabled() or len(X) <= size or not X.is_cpu:
             return self._forward(X, start, mask, n_steps)
-        masks = [None] * len(X) if mask is None else mask.split(size)
+        n_blocks = -(-len(X) // size)
+        masks = [None] * n_blocks if mask is None else mask.split(size)
         starts = (Mixtures(*parts) for parts in zip(*(p.split(size) for p in start), strict=True))
         found = [
             self._forward(*block, n_steps)
-            for block in zip(X.split(size), starts, masks, strict=False)
+            for block in zip(X.split(size), starts, masks, strict=True)
         ]
         resp, mixtures, log_likelihood = zip(*found, strict=True)
         joined = Mixtures(*(torch.cat(parts) for parts in zip(*mixtures, strict=True)))

@@ -1,8 +1,9 @@
 """How much of a core's matrix-product peak the training of `rnn-em` reaches, and how good it gets.
 
-``python benchmarks/neural.py`` measures the gradient of a batch by hand and by autograd, and whole
-updates, beside a product of large float32 matrices, in turns in one thread: CPU seconds, medians
-over the rounds. Work is 6 n_steps n_components (2 n_pixels hidden + hidden^2) operations an image.
+``python benchmarks/neural.py`` measures the gradient of a batch by hand, by hand with products of
+bfloat16 where the processor has them, and by autograd, and whole updates, beside a product of large
+float32 matrices, in turns in one thread: CPU seconds, medians over the rounds. Work is
+6 n_steps n_components (2 n_pixels hidden + hidden^2) operations an image.
 
 ``python benchmarks/neural.py --train quick`` trains a preset from several seeds and prints the AMI
 of held-out images and the CPU seconds that it took.
@@ -25,6 +26,7 @@ from rich.table import Table
 
 from embench import make_dataset, make_model
 from embench.measuring.groups import mean_ami
+from embench.models.neural.fused import has_bfloat16
 from embench.models.neural.groupers import RNNEM
 from embench.models.neural.recipes import PRESETS, Recipe
 
@@ -56,7 +58,9 @@ def main(rounds: int, train: str | None, seeds: int, n_components: int | None, m
 
 
 def _speed(rounds: int) -> None:
-    table = Table("preset", "gradient by hand", "by autograd", "whole update", "peak [GFLOP/s]")
+    table = Table(
+        "preset", "gradient by hand", "in bfloat16", "by autograd", "whole update", "peak [GFLOP/s]"
+    )
     for name, size in SIZES.items():
         recipe = PRESETS[name]
         work = operations(recipe, size**2)
@@ -66,9 +70,12 @@ def _speed(rounds: int) -> None:
         peak = median(rates["peak"])
         shares = [
             median(own / best for own, best in zip(rates[what], rates["peak"], strict=True))
-            for what in ("by hand", "by autograd", "update")
+            if what in rates
+            else None
+            for what in ("by hand", "bfloat16", "by autograd", "update")
         ]
-        table.add_row(name, *(f"{share:.0%}" for share in shares), f"{peak / 1e9:.0f}")
+        cells = ("" if share is None else f"{share:.0%}" for share in shares)
+        table.add_row(name, *cells, f"{peak / 1e9:.0f}")
     console = Console(highlight=False)
     console.print("share of the peak of float32 matrix products of this core")
     console.print(table)
@@ -81,11 +88,17 @@ def operations(recipe: Recipe, n_pixels: int) -> float:
 
 
 def _calls(preset: str, size: int) -> Mapping[str, Callable[[], object]]:
-    """The gradient of one batch in both ways, and an update with everything that belongs to it."""
+    """The gradient of one batch in every way that this processor has, and an update with all that
+    belongs to it."""
     X = make_dataset("shapes", seed=0, size=size, n_train=1000, n_test=1).X_train
     trainer = RNNEM(preset=preset, random_state=0).trainer(X)
     film, gamma = trainer.batch()
+    halved = {}
+    if has_bfloat16("float32"):
+        other = RNNEM(preset=preset, products="bfloat16", random_state=0).trainer(X)
+        halved["bfloat16"] = lambda: other.gradient(film, gamma)
     return {
+        **halved,
         "by hand": lambda: trainer.gradient(film, gamma),
         "by autograd": lambda: trainer.gradient_by_autograd(film, gamma),
         "update": trainer.update,

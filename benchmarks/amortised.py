@@ -52,7 +52,7 @@ MODELS = ("amortised-em", "recurrent-em")
 STEPS = (1, 2, 3, 5, 10, 20, 50)
 UNROLLED_STEPS = (1, 2, 3, 5)
 LONGEST = 200
-"""Steps after which EM is at its best: held-out NLL rises again before."""
+"""Steps among which EM's best is looked for; its held-out NLL often rises again."""
 
 TIE = 1e-3
 """NLLs this close are equal [nat]."""

@@ -422,7 +422,7 @@ def watch(models: Sequence[str], dataset: str, iterations: str, seed: int, out: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fits are cut off on purpose
         data, fits = side_by_side(specs, Spec.parse(dataset)[0], wanted, seed)
-    _list({name: str(path[-1]) for name, path in fits.items()})
+    _list({name: f"held-out {path[-1]}" for name, path in fits.items()})
     draw_side_by_side(out, data.X_train, fits)
     click.echo(f"picture: {out}")
 

@@ -465,6 +465,19 @@ def test_groupers_are_ranked_by_their_groups_and_not_by_likelihoods_of_their_own
     assert "em against sklearn-em: AMI worse by 0.80" in str(comparison)
 
 
+def test_a_trained_grouper_pays_by_its_predictions_and_is_told_by_its_groups() -> None:
+    saved = {"em": 1.0, "sklearn-em": 3.0}
+    records = [
+        grouping(record, predict_seconds=saved[model(record)])
+        for record in one_table(models=list(saved))
+    ]
+
+    [payback] = compare(trained(frame(records), "em", 60.0)).paybacks
+
+    assert payback.n_fits == 30
+    assert "30 predictions; AMI same on 1" in payback_sentence(payback)
+
+
 def test_ties_of_groupers_go_by_fit_and_prediction_together() -> None:
     slow = {"em": 3.0, "sklearn-em": 2.0}
     records = [

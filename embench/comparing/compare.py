@@ -162,8 +162,7 @@ def _overall(changes: Iterable[Change]) -> list[Overall]:
 
 
 def _over_datasets(track: str, baseline: str, candidate: str, items: list[Change]) -> Overall:
-    grouping = any(item.metric == "ami_max" for item in items)
-    quality, cost = ("ami", "predict_seconds") if grouping else ("nll", "fit_seconds")
+    quality, cost = _quality_and_cost(items)
     ratios = [item.interval.estimate for item in items if item.metric == cost]
     return Overall(
         track=track,
@@ -174,6 +173,12 @@ def _over_datasets(track: str, baseline: str, candidate: str, items: list[Change
         metric=quality,
         verdicts=dict(Counter(item.verdict for item in items if item.metric == quality)),
     )
+
+
+def _quality_and_cost(items: Iterable[Change]) -> tuple[str, str]:
+    """The metrics that sum two models up: NLL and fit time, of groupers AMI and prediction time."""
+    grouping = any(item.metric == "ami_max" for item in items)
+    return ("ami", "predict_seconds") if grouping else ("nll", "fit_seconds")
 
 
 def _paybacks(changes: Iterable[Change], frame: pd.DataFrame) -> list[Payback]:
@@ -187,7 +192,8 @@ def _paybacks(changes: Iterable[Change], frame: pd.DataFrame) -> list[Payback]:
             groups.setdefault((item.track, item.baseline, item.candidate), []).append(item)
     found = []
     for (track, baseline, candidate), items in groups.items():
-        times = [item for item in items if item.metric == "fit_seconds"]
+        quality, cost = _quality_and_cost(items)
+        times = [item for item in items if item.metric == cost]
         if times:
             payback = Payback(
                 track=track,
@@ -196,7 +202,8 @@ def _paybacks(changes: Iterable[Change], frame: pd.DataFrame) -> list[Payback]:
                 training_seconds=float(known[candidate]),
                 saved_seconds=mean(item.baseline_value - item.candidate_value for item in times),
                 is_settled=all(item.verdict != "inconclusive" for item in times),
-                nll=dict(Counter(item.verdict for item in items if item.metric == "nll")),
+                metric=quality,
+                verdicts=dict(Counter(item.verdict for item in items if item.metric == quality)),
             )
             found.append(payback)
     return found

@@ -27,8 +27,9 @@ class Payback:
 
     ``training_seconds`` were spent once; ``saved_seconds`` is the mean over datasets of what a fit
     takes less than the baseline's, not above 0 if nothing is saved, and ``is_settled`` says that no
-    dataset leaves open which is the faster. ``nll`` counts the datasets by verdict on held-out NLL:
-    what is saved is no gain where that is worse.
+    dataset leaves open which is the faster; of groupers the time is that of prediction.
+    ``verdicts`` counts the datasets by verdict on ``metric``, as in `Overall`: what is saved is no
+    gain where that is worse.
     """
 
     track: str
@@ -37,7 +38,8 @@ class Payback:
     training_seconds: float
     saved_seconds: float
     is_settled: bool
-    nll: Mapping[str, int]
+    metric: str
+    verdicts: Mapping[str, int]
 
     @property
     def n_fits(self) -> int | None:

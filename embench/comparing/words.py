@@ -127,26 +127,29 @@ def overall_sentence(overall: Overall) -> str:
         text += f"{_speed(overall.time_ratio)}"
         # Two datasets give 13 standard errors each way: true, and of no use to anyone.
         text += _speed_ends(overall.time_ratio) if overall.n_datasets > 2 else ""
-    counts = [
-        f"{name} on {overall.verdicts[name]}" for name in _VERDICTS if name in overall.verdicts
-    ]
-    return f"{text}; {_short(overall.metric)} {', '.join(counts)}" if counts else text
+    return text + _counted(overall)
 
 
 def payback_sentence(payback: Payback) -> str:
     """What a training took, after how many fits it has paid, and at what quality."""
     text = f"{payback.candidate} was trained for {quantity(payback.training_seconds, 's')} and "
+    unit = "prediction" if payback.metric == "ami" else "fit"
     if payback.n_fits is None:
         text += f"saves no time against {payback.baseline}"
     else:
         saved = quantity(payback.saved_seconds, "s")
         text += (
-            f"saves {saved} a fit against {payback.baseline}: it has paid after "
-            f"{payback.n_fits:,} fits"
+            f"saves {saved} a {unit} against {payback.baseline}: it has paid after "
+            f"{payback.n_fits:,} {unit}s"
         )
     text += "" if payback.is_settled else ", by times that are not settled"
-    counts = [f"{name} on {payback.nll[name]}" for name in _VERDICTS if name in payback.nll]
-    return f"{text}; NLL {', '.join(counts)}" if counts else text
+    return text + _counted(payback)
+
+
+def _counted(found: Overall | Payback) -> str:
+    """On how many datasets the quality is what, to end a sentence with."""
+    counts = [f"{name} on {found.verdicts[name]}" for name in _VERDICTS if name in found.verdicts]
+    return f"; {_short(found.metric)} {', '.join(counts)}" if counts else ""
 
 
 def failure_sentence(failure: Failure) -> str:

@@ -54,9 +54,6 @@ class NeuralGrouper(BaseEstimator, ABC):
 
     presets: ClassVar[Mapping[str, Recipe]] = PRESETS
 
-    late_imports: ClassVar[tuple[str, ...]] = ("torch._dynamo",)
-    """What a first fit imports: torch's optimisers take a second to get going."""
-
     losses_: list[float]
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {

@@ -136,9 +136,9 @@ PRESETS: Mapping[str, Recipe] = {
     ),
 }
 """Recipes by name: for two small shapes, three large ones and two in shades of grey on one CPU
-core; and those of
-Greff, van Steenkiste and Schmidhuber (2017) for static and for flying shapes, but that they end
-after their largest number of updates: validation loss picks worse groups (see `RNNEM`)."""
+core; and those of Greff, van Steenkiste and Schmidhuber (2017) for static and for flying shapes,
+but that they end after their largest number of updates: validation loss picks worse groups (see
+`RNNEM`)."""
 
 N_EM_PRESETS: Mapping[str, Recipe] = {
     **PRESETS,
@@ -147,5 +147,5 @@ N_EM_PRESETS: Mapping[str, Recipe] = {
 }
 """The same for `n-em`, but that on "quick" its first steps, poor however it has learned, count for
 nothing, that it sees no noise, and that it learns for a shorter time: with 3000 updates, noise and
-a loss on all steps a group often holds two objects in the end, at an AMI of .47. "standard" is
-what suits `rnn-em`."""
+a loss on all steps a group often holds two objects in the end. "standard" is what suits
+`rnn-em`."""

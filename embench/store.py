@@ -118,6 +118,12 @@ def _row(record: Record) -> dict[str, Any]:
         **record.sizes,
         **record.metrics,
         "curve": record.curve,
+        "fits": record.fits,
+        "trial_seconds": record.trial_seconds,
+        "grade": record.grade,
+        "noise": record.noise,
+        "disturbed": record.disturbed,
+        "ended": record.ended,
         "environment": record.environment,
     }
 

@@ -21,8 +21,11 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
-SCHEMA = 1
+SCHEMA = 2
 """Number of the record format; raised when a reader of old records would misread new ones."""
+
+READABLE = (1, 2)
+"""Formats that are read; what the older one does not say has its default."""
 
 TRACKS: Mapping[str, str] = {
     "same-start": "every model begins at the identical mixture",
@@ -44,6 +47,12 @@ STATUSES: Mapping[str, str] = {
     "out-of-memory": "ran out of memory",
     "crashed": "the process died",
     "error": "the model or the dataset raised an error",
+    "pruned": "not run, because a smaller one timed out or ran out of memory",
+}
+
+GRADES: Mapping[str, str] = {
+    "timing": "it had its cores for itself: its seconds count",
+    "quality": "it may have shared its cores: its seconds are not compared",
 }
 
 
@@ -231,6 +240,11 @@ class Record:
     those of the data: n_samples, n_features, n_components, n_test, n_targets where there are
     targets, n_steps where samples are sequences, and n_table where seeds split one table. A metric
     that does not exist (AMI without labels, GPU memory without a GPU) is absent, never NaN.
+
+    ``fits`` are (seconds, CPU seconds) of every timed fit, ``trial_seconds`` those of the whole
+    trial with data, warm-up, judgement and curve, ``ended`` is when, in UTC. ``grade`` is one of
+    `GRADES`. ``noise`` is what the kernel saw of others meanwhile, and ``disturbed`` says what of
+    it makes the seconds doubtful, if anything.
     """
 
     trial: Trial
@@ -239,6 +253,12 @@ class Record:
     curve: tuple[tuple[float, int, float], ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
     message: str = ""
+    fits: tuple[tuple[float, float], ...] = ()
+    trial_seconds: float | None = None
+    grade: str = "timing"
+    noise: Mapping[str, float] = field(default_factory=dict)
+    disturbed: str = ""
+    ended: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -252,11 +272,13 @@ class Record:
         Raises:
             ValueError: The record was written in another schema.
         """
-        if fields["schema"] != SCHEMA:
+        if fields["schema"] not in READABLE:
             raise ValueError(f"expected schema {SCHEMA}, got schema {fields['schema']}")
         own = {key: value for key, value in fields.items() if key != "id"}
-        curve = tuple((seconds, n_iter, nll) for seconds, n_iter, nll in fields["curve"])
-        return cls(**{**own, "trial": Trial.from_json(fields["trial"]), "curve": curve})
+        own["trial"] = Trial.from_json(fields["trial"])
+        own["curve"] = tuple((seconds, n_iter, nll) for seconds, n_iter, nll in fields["curve"])
+        own["fits"] = tuple((seconds, cpu) for seconds, cpu in fields.get("fits", ()))
+        return cls(**{**own, "schema": SCHEMA})
 
 
 @runtime_checkable

@@ -20,7 +20,8 @@ from sklearn.base import clone
 
 from embench.measuring.plan import Suite, plan
 from embench.measuring.prepare import prepared
-from embench.measuring.trial import limited_threads, run_trial
+from embench.measuring.threads import limited_threads
+from embench.measuring.trial import run_trial
 from embench.types import Trial
 
 MODELS = [

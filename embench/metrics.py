@@ -23,9 +23,9 @@ class Outcome:
 
     ``nll`` is the judge's mean negative log-likelihood of ``dataset.test`` per sample, or image
     [nat], None of a grouper that has none; ``labels`` are predicted for ``X_test``, None by a
-    conditional model, and ``predict_seconds`` is what that took, None of all but groupers; memory
-    is in bytes and ``gpu_peak_memory`` is None on the CPU. ``training_seconds`` were spent once,
-    before any fit.
+    conditional model, and ``predict_seconds`` is what that took, None of all but groupers;
+    ``cold_seconds`` are those of a short fit, the first in a process; memory is in bytes, of the
+    GPU None on the CPU. ``training_seconds`` were spent once, before any fit.
     """
 
     dataset: Dataset
@@ -33,9 +33,12 @@ class Outcome:
     labels: IntArray | None
     n_iter: int | None
     fit_seconds: float
+    cold_seconds: float
     cpu_seconds: float
     peak_memory: int | None
     gpu_peak_memory: int | None
+    gpu_reserved_memory: int | None
+    gpu_device_memory: int | None
     predict_seconds: float | None = None
     training_seconds: float | None = None
 
@@ -60,7 +63,8 @@ class Metric:
     ``gate``: a candidate may be this much worse than the baseline before the gate alarms; wider
     for costs, because two runs on one machine differ by more than two trials in one run.
     ``kind``: qualities are compared by difference, costs by ratio.
-    ``resolution``: a cost below what its meter can tell apart counts as this much in a ratio.
+    ``source``: who says so. ``resolution``: a cost below what its meter can tell apart counts as
+    this much in a ratio.
     """
 
     name: str
@@ -71,6 +75,7 @@ class Metric:
     tie: Tolerance
     gate: Tolerance
     function: Callable[[Outcome], float | None]
+    source: str
     resolution: float = 0.0
 
 
@@ -145,40 +150,68 @@ def _table(*metrics: Metric) -> Mapping[str, Metric]:
     return {metric.name: metric for metric in metrics}
 
 
+JUDGE = "embench.gaussian, float64, on held-out data"
+LABELS = "predicted and true labels of held-out data"
+CLOCK = "monotonic clock of the system"
+
 # fmt: off
 METRICS = _table(
     Metric(name="nll", title="held-out NLL", unit="nat", better="lower", kind="quality",
-           tie=Tolerance(0.01), gate=Tolerance(0.01), function=nll),
+           tie=Tolerance(0.01), gate=Tolerance(0.01), source=JUDGE,
+           function=nll),
     Metric(name="excess_nll", title="excess NLL", unit="nat", better="lower", kind="quality",
-           tie=Tolerance(0.01), gate=Tolerance(0.01), function=excess_nll),
+           tie=Tolerance(0.01), gate=Tolerance(0.01), source=JUDGE,
+           function=excess_nll),
     Metric(name="ami", title="AMI", unit="", better="higher", kind="quality",
-           tie=Tolerance(0.01), gate=Tolerance(0.02), function=ami),
+           tie=Tolerance(0.01), gate=Tolerance(0.02), source=LABELS,
+           function=ami),
     Metric(name="ami_max", title="AMI (max norm)", unit="", better="higher", kind="quality",
-           tie=Tolerance(0.01), gate=Tolerance(0.02), function=ami_max),
+           tie=Tolerance(0.01), gate=Tolerance(0.02), source=LABELS,
+           function=ami_max),
     Metric(name="ami_overlaps", title="AMI with overlaps", unit="", better="higher",
-           kind="quality", tie=Tolerance(0.01), gate=Tolerance(0.02), function=ami_overlaps),
+           kind="quality", tie=Tolerance(0.01), gate=Tolerance(0.02), source=LABELS,
+           function=ami_overlaps),
     Metric(name="ari", title="ARI", unit="", better="higher", kind="quality",
-           tie=Tolerance(0.01), gate=Tolerance(0.02), function=ari),
+           tie=Tolerance(0.01), gate=Tolerance(0.02), source=LABELS,
+           function=ari),
     Metric(name="fit_seconds", title="fit time", unit="s", better="lower", kind="cost",
            tie=Tolerance(relative=0.1), gate=Tolerance(0.0005, 0.3),
+           source=CLOCK,
            function=lambda outcome: outcome.fit_seconds, resolution=1e-6),
+    Metric(name="cold_seconds", title="first call", unit="s", better="lower", kind="cost",
+           tie=Tolerance(0.001, 0.2), gate=Tolerance(0.01, 1.0), source=CLOCK,
+           function=lambda outcome: outcome.cold_seconds, resolution=1e-6),
     Metric(name="predict_seconds", title="prediction time", unit="s", better="lower", kind="cost",
            tie=Tolerance(relative=0.1), gate=Tolerance(0.0005, 0.3),
+           source=CLOCK,
            function=lambda outcome: outcome.predict_seconds, resolution=1e-6),
     Metric(name="cpu_seconds", title="CPU time", unit="s", better="lower", kind="cost",
            tie=Tolerance(relative=0.1), gate=Tolerance(0.0005, 0.3),
+           source="CPU clock of the process",
            function=lambda outcome: outcome.cpu_seconds, resolution=1e-6),
     Metric(name="n_iter", title="iterations", unit="", better="lower", kind="cost",
            tie=Tolerance(relative=0.1), gate=Tolerance(2, 0.3),
+           source="the model's own count",
            function=lambda outcome: outcome.n_iter, resolution=1),
     Metric(name="peak_memory", title="peak memory", unit="B", better="lower", kind="cost",
            tie=Tolerance(2**20, 0.1), gate=Tolerance(2**22, 0.3),
+           source="VmHWM of the kernel, reset before the fit",
            function=lambda outcome: outcome.peak_memory, resolution=2**12),
     Metric(name="gpu_peak_memory", title="GPU peak memory", unit="B", better="lower", kind="cost",
            tie=Tolerance(2**20, 0.1), gate=Tolerance(2**22, 0.3),
+           source="torch: max_memory_allocated",
            function=lambda outcome: outcome.gpu_peak_memory, resolution=2**9),
+    Metric(name="gpu_reserved_memory", title="GPU reserved", unit="B", better="lower", kind="cost",
+           tie=Tolerance(2**21, 0.1), gate=Tolerance(2**22, 0.3),
+           source="torch: max_memory_reserved",
+           function=lambda outcome: outcome.gpu_reserved_memory, resolution=2**21),
+    Metric(name="gpu_device_memory", title="GPU in use", unit="B", better="lower", kind="cost",
+           tie=Tolerance(2**22, 0.1), gate=Tolerance(2**24, 0.3),
+           source="NVML: growth of what is in use on the device",
+           function=lambda outcome: outcome.gpu_device_memory, resolution=2**21),
     Metric(name="training_seconds", title="training, once", unit="s", better="lower", kind="cost",
            tie=Tolerance(relative=0.1), gate=Tolerance(relative=0.3),
+           source="the trained weights' provenance",
            function=lambda outcome: outcome.training_seconds, resolution=1e-6),
 )
 # fmt: on

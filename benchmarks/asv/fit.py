@@ -29,7 +29,7 @@ from sklearn.base import clone
 from embench.measuring.isolate import trial_server
 from embench.measuring.plan import Suite, plan
 from embench.measuring.prepare import prepared
-from embench.measuring.trial import limited_threads
+from embench.measuring.threads import limited_threads
 from embench.metrics import METRICS
 from embench.types import FloatArray, Model, Record, Trial
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -10,7 +11,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from embench.measuring.threads import THREAD_VARIABLES, blas, threads_in_force
+
 PACKAGES = ("embench", "numpy", "scipy", "scikit-learn", "torch")
+
+VARIABLES = (
+    *THREAD_VARIABLES,
+    "OMP_PROC_BIND",
+    "OPENBLAS_CORETYPE",
+    "MKL_CBWR",
+    "CUDA_VISIBLE_DEVICES",
+    "PYTORCH_CUDA_ALLOC_CONF",
+)
+"""Environment variables that decide how fast, or to which last digit, libraries compute."""
 
 
 def describe(device: str = "cpu") -> dict[str, Any]:
@@ -18,21 +31,34 @@ def describe(device: str = "cpu") -> dict[str, Any]:
 
     The GPU is only asked for its name where it is used: asking initialises CUDA.
     """
-    found = {**_machine(), "blas_threads": _blas_threads()}
-    return {**found, "gpu": _gpu_name()} if device == "cuda" else found
+    pinned = sorted(os.sched_getaffinity(0))
+    found = {**_machine(), "blas": ", ".join(blas()), "blas_threads": threads_in_force()}
+    found["pinned_to"] = ",".join(map(str, pinned)) if len(pinned) < found["cores"] else ""
+    return {**found, **_gpu()} if device == "cuda" else found
 
 
 @cache
 def _machine() -> dict[str, Any]:
     return {
+        "host": _host(),
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         **{package: _version(package) for package in PACKAGES},
+        "variables": " ".join(f"{name}={os.environ[name]}" for name in _set_variables()),
         "commit": _commit(),
     }
+
+
+def _host() -> str:
+    """A digest that tells machines apart and names none."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _set_variables() -> list[str]:
+    return [name for name in VARIABLES if os.environ.get(name)]
 
 
 def _cpu_name() -> str:
@@ -63,14 +89,7 @@ def _commit() -> str:
         return ""
 
 
-def _gpu_name() -> str:
+def _gpu() -> dict[str, Any]:
     import torch
 
-    return torch.cuda.get_device_name()
-
-
-def _blas_threads() -> int:
-    """The largest thread count that any loaded pool would use: verified, not assumed."""
-    from threadpoolctl import threadpool_info
-
-    return max((pool["num_threads"] for pool in threadpool_info()), default=1)
+    return {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}

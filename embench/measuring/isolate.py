@@ -10,87 +10,212 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from threading import Lock
+from typing import Any, Literal
 
-from embench.types import Record, Trial
+from embench.measuring.environment import describe
+from embench.measuring.judging import is_about_memory
+from embench.measuring.machine import available_memory
+from embench.measuring.threads import THREAD_VARIABLES
+from embench.types import Record, Spec, Trial
 
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
+Isolation = Literal["trial", "model", "none"]
+
+CAN_ISOLATE = hasattr(os, "fork") and hasattr(os, "pidfd_open")
+
+ATTEMPTS = 3
+"""How often a trial is begun where the processes around it are killed."""
+
+
+class LaneLost(ConnectionError):
+    """The process that a trial was given to is gone, through no fault of the trial."""
 
 
 class TrialServer:
-    """Runs trials one after the other; made by `trial_server`."""
+    """Runs trials, as many at a time as there are threads that call it; see `trial_server`."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    def __init__(self, models: Iterable[Spec], **lane: Any) -> None:
+        self._models = [asdict(model) for model in models]
+        self._lane = lane
+        self._root: _Root | None = None
+        self._free: list[_Lane] = []
+        self._lock = Lock()
+        self._is_closed = False
 
     def run(self, trial: Trial) -> Record:
         """Run a trial to its record; a process that died gives a record, too.
 
         Raises:
-            RuntimeError: The server itself has died, which no trial can bring about.
+            LaneLost: The server was closed.
         """
-        assert self._process.stdin
-        assert self._process.stdout
-        try:
-            self._process.stdin.write(json.dumps(asdict(trial)) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass
-        reply = self._process.stdout.readline()
-        if not reply:
-            raise RuntimeError("the process that starts the trials died; run the command again")
-        return _record(trial, json.loads(reply))
+        for _ in range(ATTEMPTS):
+            lane = self._take()
+            try:
+                record = lane.run(trial)
+            except LaneLost:
+                continue
+            with self._lock:
+                self._free.append(lane)
+            return record
+        return Record(
+            trial=trial,
+            status="crashed",
+            message=f"the processes that run trials were killed, {ATTEMPTS} times",
+            environment=describe(),
+        )
+
+    def close(self) -> None:
+        """End all processes, those of trials under way, too."""
+        with self._lock:
+            self._is_closed = True
+            if self._root:
+                self._root.close()
+
+    def _take(self) -> _Lane:
+        """A free lane, or a new one, of a new root if the old one is gone."""
+        with self._lock:
+            if self._is_closed:
+                raise LaneLost("the server is closed")
+            if self._free:
+                return self._free.pop()
+            if self._root is None or not self._root.is_alive():
+                self._root = _Root(self._models, self._lane["threads"])
+            return self._root.lane(self._lane)
 
 
 @contextmanager
-def trial_server(threads: int) -> Iterator[TrialServer]:
-    """Start a server; ``threads`` is set for all numerical libraries before it imports them.
+def trial_server(
+    threads: int,
+    models: Iterable[Spec] = (),
+    *,
+    isolation: Isolation = "trial",
+    memory_limit: int | None = None,
+    workers: int = 1,
+) -> Iterator[TrialServer]:
+    """A server for as long as the body runs; its processes start when they are needed.
 
-    It lives in a session of its own, so that Ctrl-C reaches the caller alone, and ends itself and
-    the trial under way as soon as the caller is gone, however it went.
+    They live in a session of their own, so that Ctrl-C reaches the caller alone, and end themselves
+    and the trials under way as soon as the caller is gone, however it went.
+
+    Args:
+        threads: Of all numerical libraries, set before they are imported.
+        models: What to import before anything is forked; others are imported in every trial.
+        isolation: A process for each "trial", or one for each "model".
+        memory_limit: Bytes that a trial may ask for; None for what is available now, divided.
+        workers: How many trials are going to be run at a time.
     """
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "embench.measuring.server"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))},
-        start_new_session=True,
-    ) as process:
-        assert process.stdin
-        process.stdin.write(json.dumps(sys.path) + "\n")
-        yield TrialServer(process)
+    limit = memory_limit or available_memory() // workers
+    server = TrialServer(models, threads=threads, isolation=isolation, memory_limit=limit)
+    try:
+        yield server
+    finally:
+        server.close()
 
 
-def _record(trial: Trial, reply: Mapping[str, Any]) -> Record:
+class _Root:
+    """The process that has the imports done, and the lanes forked from it."""
+
+    def __init__(self, models: list[dict[str, Any]], threads: int) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._lanes: list[_Lane] = []
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "embench.measuring.server"],
+                stdin=theirs,
+                env={**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))},
+                start_new_session=True,
+            )
+        self._control.send(json.dumps({"path": sys.path, "models": models}).encode())
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def lane(self, asked: Mapping[str, Any]) -> _Lane:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                socket.send_fds(self._control, [json.dumps(asked).encode()], [theirs.fileno()])
+            except OSError as error:
+                raise LaneLost("the process that starts the others is gone") from error
+        self._lanes.append(_Lane(ours))
+        return self._lanes[-1]
+
+    def close(self) -> None:
+        for lane in self._lanes:
+            lane.close()
+        self._control.close()
+        self._process.wait()
+
+
+class _Lane:
+    """Our end of the talk with a process that runs trials, one after the other."""
+
+    def __init__(self, talk: socket.socket) -> None:
+        self._talk = talk
+        self._lines = talk.makefile("rb")
+
+    def run(self, trial: Trial) -> Record:
+        """Run a trial to its record, or to one that says how its process died.
+
+        Raises:
+            LaneLost: The lane is gone.
+        """
+        try:
+            self._talk.sendall(json.dumps(asdict(trial)).encode() + b"\n")
+            reply, record = self._lines.readline(), self._lines.readline()
+        except (OSError, ValueError) as error:  # ValueError: closed by another thread
+            raise LaneLost(str(error)) from error
+        if not record.endswith(b"\n"):
+            raise LaneLost("closed")
+        return _record(trial, json.loads(reply), json.loads(record) if record.strip() else None)
+
+    def close(self) -> None:
+        """Wake up whoever waits for it; the process at the other end goes, with all of its own."""
+        with suppress(OSError):
+            self._talk.shutdown(socket.SHUT_RDWR)
+        self._talk.close()
+
+
+def _record(trial: Trial, reply: Mapping[str, Any], written: Any) -> Record:
     """The trial's own record, or one that says how its process died."""
-    if reply["record"] is not None:
-        return Record.from_json(reply["record"])
+    if reply["is_well"]:
+        return replace(Record.from_json(written), grade=reply["grade"])
     status, message = _death(trial, reply)
-    last_words = reply["stderr"].strip().rpartition("\n")[2]
-    if last_words and status == "crashed":
-        message = f"{message}; its last words: {last_words}"
-    return Record(trial=trial, status=status, message=message, environment=reply["environment"])
+    if written is not None:  # judged, and lost while the curve was drawn
+        record = Record.from_json(written)
+        words = "; ".join(filter(None, (record.message, f"no curve: {message}")))
+        return replace(record, message=words, grade=reply["grade"])
+    return Record(
+        trial=trial,
+        status=status,
+        message=message,
+        trial_seconds=reply["seconds"],
+        grade=reply["grade"],
+        environment=describe(),
+    )
 
 
 def _death(trial: Trial, reply: Mapping[str, Any]) -> tuple[str, str]:
-    """Status and sentence for a process that left no record."""
+    """Status and sentence for a process that left no whole record."""
     code = reply["exit_code"]
-    if reply["overdue"] or code == -signal.SIGALRM:
-        return "timeout", f"cut off: no end within {trial.time_limit:g} s (raise the time limit?)"
+    last_words = reply["stderr"].strip().rpartition("\n")[2]
+    if reply["is_overdue"] or code == -signal.SIGALRM:
+        limit = (
+            f"no end after {reply['seconds']:.3g} s, where a fit may take {trial.time_limit:g} s"
+        )
+        return "timeout", f"cut off: {limit} (raise the time limit?)"
     if code == -signal.SIGKILL:
         return "out-of-memory", "the system killed the process, most often for want of memory"
+    if is_about_memory(reply["stderr"]):
+        return "out-of-memory", f"the process died for want of memory; its last words: {last_words}"
     if code < 0:
-        return "crashed", f"the process died of signal {-code} ({signal.Signals(-code).name})"
-    return "crashed", f"the process ended itself with exit code {code}"
+        message = f"the process died of signal {-code} ({signal.Signals(-code).name})"
+    else:
+        message = f"the process ended itself with exit code {code}"
+    return "crashed", f"{message}; its last words: {last_words}" if last_words else message

@@ -15,22 +15,31 @@ PROC = Path("/proc/self")
 
 @dataclass
 class Reading:
-    """Filled when the work is done: seconds on the wall and of the CPU, and growth in bytes.
+    """Filled when the work is done: seconds on the wall and of the CPU, and bytes.
 
     ``peak_memory`` is the growth of resident memory at its peak; None where the kernel does not
-    tell (no /proc). ``gpu_peak_memory`` is what torch allocated at its peak, None on the CPU.
+    tell (no /proc). On the CPU the others are None: ``gpu_peak_memory`` is what torch gave to
+    tensors at its peak, ``gpu_reserved_memory`` what its allocator held for that, and
+    ``gpu_device_memory`` what is in use on the whole device at the end, by everybody, with the CUDA
+    context; None without nvidia-ml-py.
     """
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     peak_memory: int | None = None
     gpu_peak_memory: int | None = None
+    gpu_reserved_memory: int | None = None
+    gpu_device_memory: int | None = None
 
 
 @contextmanager
 def metered(device: str) -> Iterator[Reading]:
-    """Meter the body, which must have been warmed up: first calls page libraries in."""
+    """Meter the body, which must have been warmed up: first calls page libraries in.
+
+    The garbage collector stands still meanwhile; what lay about before is not the body's.
+    """
     reading = Reading()
+    gc.collect()
     before = _reset_peak_memory()
     _reset_gpu(device)
     gc.disable()
@@ -44,7 +53,17 @@ def metered(device: str) -> Iterator[Reading]:
         gc.enable()
     if before is not None:
         reading.peak_memory = max(0, _status("VmHWM") - before)
-    reading.gpu_peak_memory = _gpu_peak(device)
+    _read_gpu(device, reading)
+
+
+def device_memory() -> int | None:
+    """Bytes in use on the GPU, by everybody; None without nvidia-ml-py. Makes no CUDA context."""
+    try:
+        import torch
+
+        return torch.cuda.device_memory_used(0)
+    except (ImportError, RuntimeError, AssertionError):
+        return None
 
 
 def _reset_peak_memory() -> int | None:
@@ -87,9 +106,10 @@ def _synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _gpu_peak(device: str) -> int | None:
-    if device != "cuda":
-        return None
-    import torch
+def _read_gpu(device: str, reading: Reading) -> None:
+    if device == "cuda":
+        import torch
 
-    return torch.cuda.max_memory_allocated()
+        reading.gpu_peak_memory = torch.cuda.max_memory_allocated()
+        reading.gpu_reserved_memory = torch.cuda.max_memory_reserved()
+        reading.gpu_device_memory = device_memory()

@@ -1,124 +1,243 @@
-"""The process that forks one child per trial: ``python -m embench.measuring.server``.
+"""The processes behind `TrialServer`: a root, a lane for each worker, a child for each trial.
 
-The first line on stdin is the caller's ``sys.path``, every other one a trial, all as JSON. For
-each trial a line goes out on stdout: the child's record, or how it died. A closed stdin means that
-the caller is gone: the child is killed.
+``python -m embench.measuring.server`` is the root. It imports what the trials need, once, and forks
+a lane for every socket that it is sent. A lane claims cores, pins itself to them, and has the
+trials that its socket brings run by children (see `embench.measuring.child`). Nobody computes
+before the child: a thread pool or a CUDA context made before a fork is broken after it.
+
+Nothing outlives the caller. A lane whose socket closes kills its child, and a child whose lane is
+gone is killed by the kernel. What a model leaves running comes back to the lane, and is killed.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import json
 import os
 import select
 import signal
+import socket
 import sys
 import tempfile
+import time
 import traceback
-from contextlib import suppress
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import IO, Any, NoReturn
 
+import numpy as np
+
 from embench import registry
+from embench.measuring import child
 from embench.measuring.environment import describe
-from embench.measuring.trial import run_trial
-from embench.types import Trial
+from embench.measuring.machine import claimed_cores
+from embench.types import Spec, Trial
 
 OVERDUE_LIMITS = 10
-OVERDUE_SECONDS = 60
-"""A child that lives longer than OVERDUE_LIMITS time limits and OVERDUE_SECONDS is killed. Its fits
-are cut off much earlier by its own alarm; this is for one that hangs elsewhere."""
+OVERDUE_SECONDS = 120
+"""A child that takes longer than OVERDUE_LIMITS time limits and OVERDUE_SECONDS is killed. Whatever
+it does is cut off much earlier by its own alarm; this is for one that silences the alarm."""
 
 LAST_WORDS = 2000
 """Bytes kept of what a child wrote to stderr."""
 
+LARGEST_MESSAGE = 2**17
+FAREWELL_SECONDS = 10
+
+PR_SET_CHILD_SUBREAPER = 36
+"""Of prctl(2): orphans below come back to this process."""
+
 
 def main() -> None:
-    """Serve until stdin closes."""
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    environment = describe()
+    """Be the root: import what is needed, then fork a lane for every socket that comes."""
+    control = socket.socket(fileno=os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    asked = json.loads(control.recv(LARGEST_MESSAGE))
     # The caller finds its own models there; never before the libraries.
-    sys.path += [path for path in json.loads(sys.stdin.readline()) if path not in sys.path]
-    # Imported once, so that no child pays for it. Imports only: a thread pool or a CUDA context
-    # made before a fork is broken after it.
-    registry.models(), registry.datasets()
+    sys.path += [path for path in asked["path"] if path not in sys.path]
+    _import(Spec(**spec) for spec in asked["models"])
+    gc.collect()
     gc.freeze()  # what the children inherit is never looked through again
-    while line := sys.stdin.readline():
-        trial = Trial.from_json(json.loads(line))
-        _import_late_ones(trial)
-        reply = _serve(trial)
-        replies.write(json.dumps({**reply, "environment": environment}) + "\n")
-        replies.flush()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # lanes are nobody's to wait for
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, LARGEST_MESSAGE, 1)
+        if not message:
+            break
+        if os.fork() == 0:
+            control.close()
+            _be_the_lane(socket.socket(fileno=descriptors[0]), json.loads(message))
+        os.close(descriptors[0])
 
 
-def _import_late_ones(trial: Trial) -> None:
-    """Modules that a model, by its ``late_imports``, would else import in its first fit."""
-    with suppress(Exception):  # what is wrong with it is the child's to say
-        for module in getattr(registry.load("model", trial.model.name), "late_imports", ()):
-            importlib.import_module(module)
+def _import(specs: Iterable[Spec]) -> None:
+    """What every child would else do at its first: imports, versions, and looks at the system."""
+    describe()
+    for spec in specs:
+        with suppress(Exception):  # what is wrong with it is the child's to say
+            registry.version("model", spec)
+            for module in getattr(registry.load("model", spec.name), "late_imports", ()):
+                importlib.import_module(module)
+    importlib.import_module("sklearn.metrics")
+    validation = importlib.import_module("sklearn.utils.validation")
+    validation.check_array(np.zeros((1, 1)))  # it looks through all packages once, for 15 ms
 
 
-def _serve(trial: Trial) -> dict[str, Any]:
-    """Fork, wait, and tell what the child left behind."""
-    with tempfile.TemporaryFile("w+") as record, tempfile.TemporaryFile("w+") as stderr:
-        child = os.fork()
-        if child == 0:
-            _be_the_child(trial, record, stderr)
-        overdue = _wait(child, OVERDUE_SECONDS + OVERDUE_LIMITS * trial.time_limit)
-        with suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        return {
-            "record": _whole_json(record),
-            "exit_code": os.waitstatus_to_exitcode(status),
-            "overdue": overdue,
-            "stderr": _tail(stderr),
-        }
-
-
-def _be_the_child(trial: Trial, record: IO[str], stderr: IO[str]) -> NoReturn:
-    """Run the trial in a session of its own, leave its record in the file, and go."""
+def _be_the_lane(caller: socket.socket, asked: dict[str, Any]) -> NoReturn:
+    """Serve the trials of one socket until it closes."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    lane = _Lane(caller, asked["isolation"], asked["memory_limit"])
     try:
-        os.setsid()
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(stderr.fileno(), 2)
-        json.dump(run_trial(trial, disposable=True).to_json(), record)
-        record.flush()
-        os._exit(0)
+        with ExitStack() as stack:
+            if cores := stack.enter_context(claimed_cores(asked["threads"])):
+                os.sched_setaffinity(0, cores)
+            lane.serve("timing" if cores else "quality")
+    except (BrokenPipeError, ConnectionError):
+        pass  # the caller is gone
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
     finally:
-        os._exit(1)
-
-
-def _wait(child: int, seconds: float) -> bool:
-    """Wait for the child; True if it had to be given up. Ends the server if the caller is gone."""
-    descriptor = os.pidfd_open(child)
-    try:
-        ended, _, _ = select.select([descriptor, sys.stdin], [], [], seconds)
-    finally:
-        os.close(descriptor)
-    if sys.stdin in ended:
-        with suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
+        lane.end()
         os._exit(0)
-    return not ended
 
 
-def _whole_json(file: IO[str]) -> dict[str, Any] | None:
-    """What the child wrote, or None if it did not get to the end."""
-    file.seek(0)
-    try:
-        return json.loads(file.read())
-    except json.JSONDecodeError:
-        return None
+@dataclass(frozen=True)
+class _Child:
+    """A process that runs trials: our end of the talk with it, and what it writes to stderr."""
+
+    pid: int
+    talk: socket.socket
+    stderr: IO[bytes]
 
 
-def _tail(file: IO[str]) -> str:
-    size = os.fstat(file.fileno()).st_size
-    return os.pread(file.fileno(), LAST_WORDS, max(0, size - LAST_WORDS)).decode(errors="replace")
+@dataclass
+class _Lane:
+    """Runs the trials of one caller, one after the other.
+
+    ``kept`` are the processes that wait for the next trial of their model, where ``isolation`` is
+    "model".
+    """
+
+    caller: socket.socket
+    isolation: str
+    memory_limit: int
+    kept: dict[str, _Child] = field(default_factory=dict)
+
+    def serve(self, grade: str) -> None:
+        """For each trial two lines: how it went, and the record if there is one."""
+        for line in self.caller.makefile("r", encoding="utf-8"):
+            trial = Trial.from_json(json.loads(line))
+            model = json.dumps(asdict(trial.model))
+            one = self.kept.pop(model, None) or self._forked()
+            began = time.monotonic()
+            one.talk.sendall(line.encode())
+            said, is_well = self._heard(one, OVERDUE_SECONDS + OVERDUE_LIMITS * trial.time_limit)
+            reply = {"grade": grade, "is_well": is_well, "seconds": time.monotonic() - began}
+            if not is_well:
+                reply |= self._buried(one)
+            record = said.rstrip(b"\n").rpartition(b"\n")[2]
+            self.caller.sendall(json.dumps(reply).encode() + b"\n" + record + b"\n")
+            # While the caller writes the record down.
+            if is_well and self.isolation == "model":
+                self.kept[model] = one
+            elif is_well:
+                self._buried(one)
+
+    def end(self) -> None:
+        """Leave nothing behind."""
+        for one in self.kept.values():
+            _kill_group(one.pid)
+        self.kept = {}
+        self._kill_orphans()
+
+    def _forked(self) -> _Child:
+        """A child that waits for its first trial."""
+        ours, theirs = socket.socketpair()
+        stderr = tempfile.TemporaryFile()  # noqa: SIM115, closed when the child is buried
+        lane = os.getpid()
+        if (pid := os.fork()) == 0:
+            for other in (ours, self.caller):
+                other.close()
+            child.be(theirs, stderr.fileno(), lane, self.memory_limit)
+        theirs.close()
+        return _Child(pid, ours, stderr)
+
+    def _heard(self, one: _Child, seconds: float) -> tuple[bytes, bool]:
+        """Whole lines of the child until it has said all, is dead or overdue; whether it is well.
+
+        Raises:
+            ConnectionAbortedError: The caller is gone; so is the child.
+        """
+        end = time.monotonic() + seconds
+        said = b""
+        death = os.pidfd_open(one.pid)
+        try:
+            while not said.endswith(child.ALL):
+                left = max(0.0, end - time.monotonic())
+                ready, _, _ = select.select([one.talk, death, self.caller], [], [], left)
+                if self.caller in ready:
+                    _kill_group(one.pid)
+                    raise ConnectionAbortedError
+                if one.talk in ready and (more := one.talk.recv(2**16)):
+                    said += more
+                elif death in ready or not ready:
+                    return said[: said.rfind(b"\n") + 1], False
+        finally:
+            os.close(death)
+        return said, True
+
+    def _buried(self, one: _Child) -> dict[str, Any]:
+        """How the child ended, which it does now at the latest, with all that it left running."""
+        ended = os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        _kill_group(one.pid)
+        _, status = os.waitpid(one.pid, 0)
+        self._kill_orphans()
+        size = os.fstat(one.stderr.fileno()).st_size
+        last = os.pread(one.stderr.fileno(), LAST_WORDS, max(0, size - LAST_WORDS))
+        one.talk.close()
+        one.stderr.close()
+        return {
+            "exit_code": os.waitstatus_to_exitcode(status),
+            "is_overdue": ended is None,
+            "stderr": last.decode(errors="replace"),
+        }
+
+    def _kill_orphans(self) -> None:
+        """Kill what has come back to this lane because the process that made it is gone."""
+        kept = {one.pid for one in self.kept.values()}
+        while True:
+            with suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+                orphans = _children_of(os.getpid()) - kept
+                for pid in orphans:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                if orphans:
+                    time.sleep(0.001)
+                    continue
+            return
+
+
+def _kill_group(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _children_of(parent: int) -> set[int]:
+    """Process ids, by a look at all processes: not every kernel keeps lists of children."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, IndexError, ValueError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.add(int(path.parent.name))
+    return found
 
 
 if __name__ == "__main__":

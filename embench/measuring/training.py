@@ -15,7 +15,7 @@ from embench.measuring.environment import describe
 from embench.measuring.groups import mean_ami
 from embench.measuring.meter import metered
 from embench.measuring.plan import Suite
-from embench.measuring.trial import limited_threads
+from embench.measuring.threads import limited_threads
 from embench.models.checkpoint import read, write
 from embench.types import Draw, Drawn, InputError, Spec, TrainableModel, Training
 

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
+import datetime
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from statistics import median
-from textwrap import shorten
-from typing import Any
 
-import numpy as np
-import torch
 from sklearn.base import clone
-from threadpoolctl import threadpool_limits
 
-from embench import gaussian
+from embench.measuring import judging, noise
 from embench.measuring.environment import describe
-from embench.measuring.meter import Reading, metered
+from embench.measuring.judging import Diverged
+from embench.measuring.meter import Reading, device_memory, metered
 from embench.measuring.prepare import prepared
+from embench.measuring.threads import limited_threads
 from embench.metrics import Outcome, judge
 from embench.types import (
-    ConditionalMixture,
     ConditionalModel,
     Dataset,
     FloatArray,
     Grouper,
     IntArray,
     IterativeModel,
-    Mixture,
-    MixtureModel,
     Model,
     PretrainedModel,
     Record,
@@ -53,14 +49,9 @@ GRACE = {"same-start": 1.1, "budget": 2.0, "default": 1.1}
 """A fit is killed this many time limits after its start. On the budget track a last iteration may
 come to its end: the harness stops pulling where another one like it would overrun."""
 
-LONGEST_SENTENCE = 300
-"""Characters of a message that are kept."""
-
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Unable to allocate")
-
-
-class Diverged(ArithmeticError):
-    """A fit that ended without an error at something that is no density."""
+LEAST_SECONDS = 60.0
+"""What anything else in a trial, such as making the data or a prediction, may take at least, or a
+fit's limit if that is longer."""
 
 
 def run_trial(trial: Trial, *, disposable: bool = False) -> Record:
@@ -71,69 +62,98 @@ def run_trial(trial: Trial, *, disposable: bool = False) -> Record:
         disposable: This process may be killed when a fit outlasts the trial's time limit. Where
             it may not, nothing is cut off but an iterative model on the budget track.
     """
+    *_, record = stages(trial, disposable=disposable)
+    return record
+
+
+def stages(trial: Trial, *, disposable: bool = False) -> Iterator[Record]:
+    """The record of a trial as soon as it is judged, and again with its curve.
+
+    Whoever loses the process to the curve still has the first.
+    """
+    began = time.perf_counter()
     with limited_threads(trial.threads), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return _run(trial, disposable)
+            for record in _run(trial, disposable):
+                yield _ended(record, began)
         except Exception as error:
-            return Record(
+            failed = Record(
                 trial=trial,
-                status=_status(error),
-                message=_sentence(error),
+                status=judging.status(error),
+                message=judging.sentence(error),
                 environment=describe(trial.device),
             )
+            yield _ended(failed, began)
 
 
-def _run(trial: Trial, disposable: bool) -> Record:
-    data, samples, model = prepared(trial)
-    _warm_up(trial, model, samples, disposable)
-    with _heard() as complaints:
+def _ended(record: Record, began: float) -> Record:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    return replace(record, trial_seconds=time.perf_counter() - began, ended=now)
+
+
+def _run(trial: Trial, disposable: bool) -> Iterator[Record]:
+    idle = device_memory() if trial.device == "cuda" else None
+    with _killed_after(_patience(trial), disposable):
+        data, samples, model = prepared(trial)
+    cold_seconds = _warm_up(trial, model, samples, disposable)
+    with judging.heard() as complaints, noise.witnessed() as witness:
         fitted, pulled, readings = _timed_pass(trial, model, samples, disposable)
-    nll = _nll(fitted, data) if isinstance(fitted, ScoredModel) else None
-    labels, predict_seconds = _labels(trial, fitted, data.X_test.astype(trial.dtype))
-    curve, n_iter, complaint = _curve(trial, model, samples, data, pulled)
+    with _killed_after(_patience(trial), disposable):
+        nll = judging.nll(fitted, data) if isinstance(fitted, ScoredModel) else None
+        labels, predict_seconds = _labels(trial, fitted, data.X_test.astype(trial.dtype))
     outcome = Outcome(
         dataset=data,
         nll=nll,
         labels=labels,
-        n_iter=n_iter or pulled or getattr(fitted, "n_iter_", None),
+        n_iter=pulled or getattr(fitted, "n_iter_", None),
         fit_seconds=median(reading.seconds for reading in readings),
+        cold_seconds=cold_seconds,
         predict_seconds=predict_seconds,
         cpu_seconds=median(reading.cpu_seconds for reading in readings),
         peak_memory=readings[0].peak_memory,
         gpu_peak_memory=readings[0].gpu_peak_memory,
+        gpu_reserved_memory=readings[0].gpu_reserved_memory,
+        gpu_device_memory=_growth(idle, readings[0].gpu_device_memory),
         training_seconds=fitted.training_seconds if isinstance(fitted, PretrainedModel) else None,
     )
     environment = describe(trial.device)
-    remarks = (
-        _on_convergence(trial, fitted),
-        _on_judge(fitted),
-        _on_threads(trial, environment),
-        *complaints,
-        complaint,
-    )
-    return Record(
+    record = Record(
         trial=trial,
         status="ok",
         metrics=judge(outcome),
-        curve=curve,
-        sizes=_sizes(data, model),
-        message="; ".join(filter(None, remarks)),
+        sizes=judging.sizes(data, model),
+        message="; ".join([*judging.remarks(trial, fitted, environment), *complaints]),
+        fits=tuple((reading.seconds, reading.cpu_seconds) for reading in readings),
+        noise=witness,
         environment=environment,
     )
+    yield record
+    if isinstance(model, IterativeModel) and isinstance(model, ScoredModel):
+        with _killed_after(_patience(trial) + _longest(trial), disposable):
+            yield _with_curve(record, model, samples, data, pulled)
 
 
-@contextmanager
-def _heard() -> Iterator[list[str]]:
-    """What a fit warns of under a name of its own (a collapse, more regularisation than was asked
-    for), each once; anything else is between a model and its author."""
-    complaints: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", RuntimeWarning)
-        yield complaints
-    named = [str(one.message) for one in caught if one.category is not RuntimeWarning]
-    complaints += dict.fromkeys(shorten(words, LONGEST_SENTENCE) for words in named)
+def _growth(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else max(0, after - before)
+
+
+def _with_curve(
+    record: Record,
+    model: Model,
+    samples: tuple[FloatArray, ...],
+    data: Dataset,
+    pulled: int | None,
+) -> Record:
+    """The record with its curve and the iterations counted on it, or with what went wrong with it:
+    the timed pass stays good."""
+    try:
+        curve = tuple(_curve(record.trial, model, samples, data, pulled))
+    except Exception as error:
+        words = f"no curve: {judging.sentence(error)}"
+        return replace(record, message="; ".join(filter(None, (record.message, words))))
+    metrics = {**record.metrics, "n_iter": float(curve[-1][1])} if curve else record.metrics
+    return replace(record, curve=curve, metrics=metrics)
 
 
 def _labels(trial: Trial, fitted: Model, X: FloatArray) -> tuple[IntArray | None, float | None]:
@@ -152,50 +172,19 @@ def _labels(trial: Trial, fitted: Model, X: FloatArray) -> tuple[IntArray | None
     return labels, reading.seconds
 
 
-def _sizes(data: Dataset, model: Model) -> dict[str, int]:
-    """Sizes of the data fitted; those that do not exist, or that nobody knows, are absent."""
-    sizes = {
-        "n_samples": data.X_train.shape[0],
-        "n_features": data.X_train.shape[-1],
-        "n_steps": data.X_train.shape[1] if data.X_train.ndim == 3 else None,
-        "n_targets": None if data.Y_train is None else data.Y_train.shape[1],
-        "n_components": model.get_params().get("n_components") or data.n_components,
-        "n_test": len(data.X_test),
-        "n_table": data.n_table,
-    }
-    return {name: int(size) for name, size in sizes.items() if size is not None}
-
-
-def _on_convergence(trial: Trial, fitted: Model) -> str:
-    """A remark if the model stopped short of its own tolerance, unless it was told to."""
-    told = trial.track == "budget" or fitted.get_params().get("tol") == 0
-    if told or getattr(fitted, "converged_", True):
-        return ""
-    return f"not converged after {getattr(fitted, 'n_iter_', 'all its')} iterations"
-
-
-def _on_judge(fitted: Model) -> str:
-    """A remark if the judge had to take the model's word for its quality."""
-    judged = isinstance(fitted, MixtureModel | ConditionalModel)
-    if judged or not isinstance(fitted, ScoredModel):
-        return ""
-    return "its NLL is by its own score: it has no mixture_ that the judge could compute"
-
-
-def _on_threads(trial: Trial, environment: Mapping[str, Any]) -> str:
-    """A remark if the fit ended with another number of threads than it was given."""
-    found = environment["blas_threads"]
-    return "" if found == trial.threads else f"ran in {found} threads instead of {trial.threads}"
-
-
-def _warm_up(trial: Trial, model: Model, samples: tuple[FloatArray, ...], disposable: bool) -> None:
-    """A short fit off the clock: the first call pays for paging libraries in, for all of them."""
+def _warm_up(
+    trial: Trial, model: Model, samples: tuple[FloatArray, ...], disposable: bool
+) -> float:
+    """Seconds of a short fit, the first of this process: it pays for all that is done but once."""
     twin = clone(model)
     if "max_iter" in twin.get_params():
         twin.set_params(max_iter=WARM_UP_ITERATIONS)
+    few = tuple(part[:WARM_UP_SAMPLES] for part in samples)
+    limit = _longest(trial) + WARM_UP_SECONDS
     # What is wrong with the model comes to light in the timed pass.
-    with _killed_after(_longest(trial) + WARM_UP_SECONDS, disposable), suppress(Exception):
-        twin.fit(*(part[:WARM_UP_SAMPLES] for part in samples))
+    with _killed_after(limit, disposable), metered(trial.device) as reading, suppress(Exception):
+        twin.fit(*few)
+    return reading.seconds
 
 
 def _timed_pass(
@@ -238,7 +227,7 @@ def _curve(
     samples: tuple[FloatArray, ...],
     data: Dataset,
     pulled: int | None,
-) -> tuple[tuple[tuple[float, int, float], ...], int | None, str]:
+) -> Iterator[tuple[float, int, float]]:
     """Held-out NLL along a second fit, judged while the clock stands.
 
     Args:
@@ -248,25 +237,17 @@ def _curve(
         data: What to be judged on.
         pulled: The iteration to stop at, None for the model's own end.
 
-    Returns:
-        Points (seconds, n_iter, nat), the number of iterations, and what went wrong, if anything
-        did: the timed pass stays good.
+    Yields:
+        Points (seconds, n_iter, nat), the last at the end of the fit.
     """
-    points: list[tuple[float, int, float]] = []
-    if not (isinstance(model, IterativeModel) and isinstance(model, ScoredModel)):
-        return (), None, ""
-    try:
-        for seconds, n_iter, twin in watched(clone(model), samples, pulled):
-            if seconds > _longest(trial) and n_iter != pulled:
-                raise TimeoutError("the watched fit took longer than the timed one may")
-            if _is_checkpoint(n_iter):
-                with suppress(Diverged):
-                    points.append((seconds, n_iter, _nll(twin, data)))
-        if not _is_checkpoint(n_iter):
-            points.append((seconds, n_iter, _nll(twin, data)))
-    except Exception as error:
-        return (), None, f"no curve: {_sentence(error)}"
-    return tuple(points), n_iter, ""
+    for seconds, n_iter, twin in watched(clone(model), samples, pulled):
+        if seconds > _longest(trial) and n_iter != pulled:
+            raise TimeoutError("the watched fit took longer than the timed one may")
+        if _is_checkpoint(n_iter):
+            with suppress(Diverged):
+                yield seconds, n_iter, judging.nll(twin, data)
+    if not _is_checkpoint(n_iter):
+        yield seconds, n_iter, judging.nll(twin, data)
 
 
 def watched(
@@ -292,70 +273,14 @@ def _is_checkpoint(n_iter: int) -> bool:
     return n_iter in (0, at)
 
 
-def _nll(model: Model, data: Dataset) -> float:
-    """The judge's mean NLL of what is held out [nat]; where he cannot, the model's own.
-
-    Raises:
-        Diverged: There is no finite likelihood.
-    """
-    try:
-        nll = -_log_likelihood(model, data)
-    except np.linalg.LinAlgError as error:
-        raise Diverged(f"a fitted covariance is not positive definite ({error})") from error
-    if not np.isfinite(nll):
-        raise Diverged(f"the held-out NLL is {nll}")
-    return float(nll)
-
-
-def _log_likelihood(model: Model, data: Dataset) -> float:
-    """By the judge where the model is a mixture, or one for each sample; else by the model."""
-    if isinstance(model, ConditionalModel):
-        assert data.Y_test is not None
-        mixtures = model.conditional_mixture(data.X_test)
-        _check(mixtures)
-        return gaussian.conditional_log_likelihood(mixtures, data.Y_test)
-    if isinstance(model, MixtureModel):
-        _check(model.mixture_)
-        return gaussian.log_likelihood(model.mixture_, data.X_test)
-    assert isinstance(model, ScoredModel)
-    return model.score(data.X_test)
-
-
-def _check(mixture: Mixture | ConditionalMixture) -> None:
-    try:
-        gaussian.check(mixture)
-    except ValueError as error:
-        raise Diverged(f"the fit is no mixture: {error}") from error
-
-
-def _sentence(error: Exception) -> str:
-    """What was wrong, in one line of bearable length."""
-    words = shorten(str(error), LONGEST_SENTENCE, placeholder=" ...")
-    return words if isinstance(error, Diverged) else f"{type(error).__name__}: {words}"
-
-
-def _status(error: Exception) -> str:
-    if isinstance(error, Diverged):
-        return "diverged"
-    told = any(words in str(error) for words in OUT_OF_MEMORY)
-    return "out-of-memory" if told or isinstance(error, MemoryError) else "error"
-
-
-@contextmanager
-def limited_threads(count: int) -> Iterator[None]:
-    """Exactly ``count`` threads in torch and every BLAS and OpenMP pool."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        with threadpool_limits(count):
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _longest(trial: Trial) -> float:
     """Seconds after which a fit is given up."""
     return GRACE[trial.track] * trial.time_limit
+
+
+def _patience(trial: Trial) -> float:
+    """Seconds after which anything else is given up."""
+    return max(LEAST_SECONDS, _longest(trial))
 
 
 @contextmanager

@@ -1,0 +1,87 @@
+"""The process that a trial is run in: forked by a lane of `embench.measuring.server`."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import random
+import resource
+import signal
+import socket
+import sys
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from embench.measuring.trial import stages
+from embench.types import Trial
+
+ALL = b"\n\n"
+"""What ends the records of a trial: an empty line."""
+
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2): the signal that the kernel sends when the parent is gone."""
+
+
+def be(talk: socket.socket, stderr: int, lane: int, memory_limit: int) -> NoReturn:
+    """Run the trials that come, tell their records, and end with the lane.
+
+    Args:
+        talk: Brings a trial a line, and takes its records, a line each, and `ALL`.
+        stderr: Descriptor of the file for what is written to stderr.
+        lane: The process that forked this one.
+        memory_limit: Bytes that a trial may ask for beyond what is in use now.
+    """
+    try:
+        _die_with(lane)
+        os.setsid()
+        os.dup2(stderr, 2)
+        _limit(memory_limit)
+        for line in talk.makefile("r", encoding="utf-8"):
+            trial = Trial.from_json(json.loads(line))
+            _seed(trial)
+            for record in stages(trial, disposable=True):
+                talk.sendall(json.dumps(record.to_json(), allow_nan=False).encode() + b"\n")
+            talk.sendall(b"\n")
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(1)
+
+
+def _die_with(lane: int) -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != lane:  # it was gone before
+        os._exit(1)
+
+
+def _limit(memory: int) -> None:
+    """Refuse memory beyond the limit, leave no core dump, and be the first to go if all is used up.
+
+    The limit is on what is asked for, not on what is used: a library is told at once and can say
+    so, and the machine does not get to swapping.
+    """
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        pages = int(Path("/proc/self/statm").read_text().split()[5])
+        most = pages * resource.getpagesize() + memory
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _seed(trial: Trial) -> None:
+    """Global random states by the trial's seed: all forks would else go on where the root's stand.
+
+    Models are told their ``random_state``; this is for those that draw from what is global.
+    """
+    seed = trial.seed % 2**32
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(seed)

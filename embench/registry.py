@@ -17,8 +17,6 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path, PurePath
 from typing import Any
 
-from pydantic import ValidationError
-
 from embench.types import Dataset, Grouper, InputError, Model, ScoredModel, Spec
 
 TABLE_SUFFIXES = (".csv", ".npy", ".npz", ".parquet")
@@ -158,6 +156,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
 
 def _call(kind: str, name: str, /, **params: Any) -> Any:
     """Call what stands behind a name, after a look at the names of the parameters."""
+    from pydantic import ValidationError  # `embench --help` does without
+
     found, known = load(kind, name), parameters(kind, name)
     for param in params:
         if param not in known:

@@ -85,7 +85,7 @@ def test_only_the_command_line_prints():
     ("statement", "forbidden"),
     [
         ("import embench", {"numpy", "pandas", "torch", "sklearn"}),
-        ("import embench.cli", {"pandas", "torch", "sklearn", "seaborn", "rich"}),
+        ("import embench.cli", {"pandas", "torch", "sklearn", "seaborn", "rich", "pydantic"}),
         ("import embench.comparing.compare", {"torch", "sklearn", "seaborn"}),
         ("import embench.comparing.gate", {"torch", "sklearn", "seaborn"}),
         ("import embench.reporting.page", {"torch", "sklearn"}),

@@ -1,0 +1,71 @@
+"""What several commands need: how arguments are read, where runs are, how a mistake ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+
+from embench import store
+from embench.registry import unknown
+from embench.types import InputError, Spec
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+AT_LEAST_ONE = click.IntRange(min=1)
+ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
+
+
+class UserMistake(click.ClickException):
+    """One line that says what was expected and what came; exit code 2, no traceback."""
+
+    exit_code = 2
+
+
+def words(texts: Sequence[str]) -> list[str] | None:
+    """Words from an option that may be repeated and may hold several, parted by commas."""
+    return [word for text in texts for word in text.split(",")] or None
+
+
+def counts(text: str, option: str, least: int = 1) -> list[int]:
+    """Integers from "2,3,5"."""
+    try:
+        found = [int(word) for word in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < least:
+        raise InputError(f"{option}: expected integers >= {least} like 2,3,5, got {text!r}")
+    return found
+
+
+def one_spec(text: str, kind: str) -> Spec:
+    """A model or a dataset as the command line writes it."""
+    found = Spec.parse(text)
+    if len(found) != 1:
+        raise InputError(f"expected one {kind}, got {text!r}")
+    return found[0]
+
+
+def run_folder(text: str) -> Path:
+    """A run by its folder, or by its name below results/."""
+    for folder in (Path(text), store.RESULTS / text):
+        if (folder / store.RECORDS).exists():
+            return folder
+    known = [folder.name for folder in store.runs(store.RESULTS)]
+    raise unknown("run", text, known)
+
+
+def latest_run() -> Path:
+    """The run that those mean who name none."""
+    if not (found := store.runs(store.RESULTS)):
+        raise InputError(f"no run in {store.RESULTS}/ yet; start one with: embench run")
+    return found[-1]
+
+
+def print_aligned(lines: Mapping[str, str]) -> None:
+    """A name and what is said of it on each line, in two columns."""
+    width = max(map(len, lines), default=0)
+    for name, line in lines.items():
+        click.echo(f"{name:{width}}  {line}")

@@ -13,12 +13,14 @@ import pytest
 
 import embench
 from embench import store
-from embench.measuring import run as running
+from embench.measuring import executors
+from embench.measuring.executors import Execution
 from embench.measuring.plan import customised, load_suite, plan
 from embench.measuring.run import execute, remaining
 from embench.types import InputError
 
 ASKED = {"models": "em,spec-em", "datasets": "iris", "tracks": ["same-start"], "seeds": 2}
+HERE = {"isolation": "none", "remeasure": False}
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def trials():
 
 
 def test_run_gives_a_row_per_trial_and_leaves_them_on_the_disk(tmp_path):
-    frame = embench.run("quick", **ASKED, out=tmp_path, isolation="none")
+    frame = embench.run("quick", **ASKED, out=tmp_path, **HERE)
 
     assert len(frame) == len(store.read(tmp_path)) == 4
     assert set(frame["status"]) == {"ok"}
@@ -35,10 +37,10 @@ def test_run_gives_a_row_per_trial_and_leaves_them_on_the_disk(tmp_path):
 
 
 def test_the_same_call_resumes_and_runs_nothing_twice(tmp_path, monkeypatch):
-    first = embench.run("quick", **ASKED, out=tmp_path, isolation="none")
-    monkeypatch.setattr(running, "run_trial", lambda trial: pytest.fail("ran again"))
+    first = embench.run("quick", **ASKED, out=tmp_path, **HERE)
+    monkeypatch.setattr(executors, "run_trial", lambda trial: pytest.fail("ran again"))
 
-    second = embench.run("quick", **ASKED, out=tmp_path, isolation="none")
+    second = embench.run("quick", **ASKED, out=tmp_path, **HERE)
 
     assert first.equals(second)
 
@@ -49,7 +51,7 @@ def test_a_failed_trial_is_tried_again_and_the_new_record_counts(tmp_path, trial
         writer.append(bad)
 
     todo = remaining(trials, tmp_path)
-    for _ in execute(todo, tmp_path, isolation="none"):
+    for _ in execute(todo, tmp_path, Execution(**HERE)):
         pass
 
     assert todo == list(trials)
@@ -57,14 +59,14 @@ def test_a_failed_trial_is_tried_again_and_the_new_record_counts(tmp_path, trial
 
 
 def test_isolated_and_not_the_numbers_are_the_same(tmp_path, trials):
-    alone = [r.metrics["nll"] for r in execute(trials, tmp_path / "a", isolation="trial")]
-    together = [r.metrics["nll"] for r in execute(trials, tmp_path / "b", isolation="none")]
+    alone = [r.metrics["nll"] for r in execute(trials, tmp_path / "a", Execution(remeasure=False))]
+    together = [r.metrics["nll"] for r in execute(trials, tmp_path / "b", Execution(**HERE))]
 
     assert alone == together
 
 
 def test_new_code_is_measured_anew(tmp_path, trials, monkeypatch):
-    for _ in execute(trials[:1], tmp_path, isolation="none"):
+    for _ in execute(trials[:1], tmp_path, Execution(**HERE)):
         pass
     monkeypatch.setattr("embench.models.em.GaussianMixture.version", "another")
 
@@ -79,7 +81,7 @@ def test_global_random_state_is_not_touched(tmp_path):
 
     before = np.random.get_state()[1].copy(), torch.get_rng_state().clone()  # noqa: NPY002
 
-    embench.run("quick", **ASKED, out=tmp_path, isolation="none")
+    embench.run("quick", **ASKED, out=tmp_path, **HERE)
 
     assert np.array_equal(np.random.get_state()[1], before[0])  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), before[1])
@@ -94,7 +96,7 @@ def test_strings_and_lists_say_the_same(tmp_path):
             tracks=tracks,
             seeds=1,
             out=tmp_path,
-            isolation="none",
+            **HERE,
         )
         for models, tracks in (("em,spec-em", "default"), (["em", "spec-em"], ["default"]))
     ]
@@ -103,7 +105,7 @@ def test_strings_and_lists_say_the_same(tmp_path):
 
 
 def test_only_what_was_asked_for_comes_back(tmp_path):
-    asked = {"datasets": "iris", "tracks": "default", "seeds": 1, "isolation": "none"}
+    asked = {"datasets": "iris", "tracks": "default", "seeds": 1, **HERE}
     embench.run("quick", models="spec-em", out=tmp_path, **asked)
 
     records = embench.run("quick", models="em", out=tmp_path, **asked)
@@ -115,7 +117,7 @@ def test_only_what_was_asked_for_comes_back(tmp_path):
 def test_what_is_left_out_is_a_warning(tmp_path):
     with pytest.warns(UserWarning, match="sklearn-vb is left out of same-start"):
         embench.run("quick", models="em,sklearn-vb", datasets="iris", tracks="same-start", seeds=1,
-                    out=tmp_path, isolation="none")  # fmt: skip
+                    out=tmp_path, **HERE)  # fmt: skip
 
 
 def test_models_beside_a_script_are_found(tmp_path):
@@ -146,6 +148,7 @@ def test_a_broken_suite_leaves_no_folder_behind(tmp_path):
 def test_killed_half_way_nothing_is_lost_and_the_rest_resumes(tmp_path, blow):
     command = [sys.executable, "-m", "embench.cli", "run", "--dataset", "iris", "--seeds", "4"]
     command += ["--model", "em,sklearn-em", "--track", "default", "--out", str(tmp_path)]
+    command += ["--no-remeasure"]
     path = tmp_path / store.RECORDS
 
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -26,7 +26,7 @@ from typing import Any
 
 from sklearn.base import clone
 
-from embench.measuring.isolate import trial_server
+from embench.measuring.isolate import TrialServer
 from embench.measuring.plan import Suite, plan
 from embench.measuring.prepare import prepared
 from embench.measuring.threads import limited_threads
@@ -80,8 +80,9 @@ class Outcome:
 
         In a process that has done something before, peak memory is off by up to a factor of two.
         """
-        with trial_server(threads=1) as server:
-            return {cell: server.run(trial_of(*cell)) for cell in itertools.product(*self.params)}
+        trials = {cell: trial_of(*cell) for cell in itertools.product(*self.params)}
+        with TrialServer(1, trials.values()) as server:
+            return {cell: server.run(trial) for cell, trial in trials.items()}
 
     setup_cache.timeout = 600  # all cells of the class; asv would give up after 60 s
 

@@ -40,6 +40,19 @@ def counts(text: str, option: str, least: int = 1) -> list[int]:
     return found
 
 
+def bytes_of(text: str, option: str) -> int:
+    """Bytes from "2GiB" or "500 MB"."""
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        found = int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        found = 0
+    if found < 1:
+        raise InputError(f"{option}: expected a size like 2GiB or 500MB, got {text!r}")
+    return found
+
+
 def one_spec(text: str, kind: str) -> Spec:
     """A model or a dataset as the command line writes it."""
     found = Spec.parse(text)

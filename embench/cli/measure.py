@@ -2,88 +2,65 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from embench import store
-from embench.cli.common import ABOVE_ZERO, AT_LEAST_ONE, counts, words
+from embench.cli.choosing import chooses_trials, chosen_trials
+from embench.cli.common import AT_LEAST_ONE, bytes_of
 from embench.cli.progress import follow
-from embench.registry import IMAGE_SUFFIXES
-from embench.types import TRACKS, InputError, Spec
 
 
 @click.command()
-@click.argument("suite", required=False)
+@chooses_trials
 @click.option(
-    "--model",
-    "models",
-    multiple=True,
-    metavar="NAME[:PARAM=VALUE,...]",
-    help="Models in place of the suite's; several by commas or by repeating.",
+    "--isolation",
+    type=click.Choice(["trial", "model", "none"]),
+    default="trial",
+    show_default=True,
+    help="A process for each trial, or for each model, or this one.",
 )
 @click.option(
-    "--dataset",
-    "datasets",
-    multiple=True,
-    metavar="NAME[:PARAM=VALUE,...]",
-    help="Datasets in place of the suite's, written like models.",
+    "--memory-limit",
+    metavar="SIZE",
+    help="What a trial may ask for, such as 2GiB.  [what is available, divided by the workers]",
 )
 @click.option(
-    "--data",
-    "files",
-    multiple=True,
-    type=click.Path(),
-    metavar="FILE",
-    help="A file of your own: .csv, .npy, .npz, .parquet, .h5; several by repeating.",
-)
-@click.option("--label", metavar="COLUMN", help="The column of --data that holds labels.")
-@click.option(
-    "--target",
-    metavar="COLUMN[,...]",
-    help="Columns of --data to predict from the others: densities p(Y|X).",
-)
-@click.option("--drop", metavar="COLUMN[,...]", help="Columns of --data to leave out.")
-@click.option("--n-components", metavar="N[,N...]", help="Component counts to try.")
-@click.option("--seeds", type=AT_LEAST_ONE, help="Number of seeds.")
-@click.option(
-    "--track",
-    "tracks",
-    multiple=True,
-    metavar="|".join(TRACKS),
-    help="What is kept equal; several by commas or by repeating.",
-)
-@click.option("--device", type=click.Choice(["cpu", "cuda", "auto"]))
-@click.option("--dtype", type=click.Choice(["float64", "float32"]))
-@click.option("--threads", type=AT_LEAST_ONE, help="For every numerical library.")
-@click.option(
-    "--time-limit",
-    type=ABOVE_ZERO,
-    metavar="SECONDS",
-    help="Budget of a fit on the budget track, cut-off on the others.",
+    "--executor", type=click.Choice(["local", "dask"]), default="local", show_default=True
 )
 @click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of this run; the same folder again resumes.  [results/<date>-<suite>]",
+    "--workers",
+    type=AT_LEAST_ONE,
+    default=1,
+    show_default=True,
+    help="Trials side by side, each on cores of its own while there are any.",
+)
+@click.option("--scheduler", metavar="ADDRESS", help="Of the Dask cluster: tcp://HOST:8786.")
+@click.option(
+    "--prune/--no-prune",
+    default=True,
+    show_default=True,
+    help="Leave out what is larger than a trial that timed out or ran out of memory.",
+)
+@click.option(
+    "--remeasure/--no-remeasure",
+    default=True,
+    show_default=True,
+    help="Measure once more, at the end, what other processes disturbed.",
 )
 def run(
-    suite: str | None,
-    models: Sequence[str],
-    datasets: Sequence[str],
-    files: Sequence[str],
-    label: str | None,
-    target: str | None,
-    drop: str | None,
-    n_components: str | None,
-    tracks: Sequence[str],
-    out: Path | None,
-    **others: Any,
+    isolation: Any,
+    memory_limit: str | None,
+    executor: Any,
+    workers: int,
+    scheduler: str | None,
+    prune: bool,
+    remeasure: bool,
+    **chosen: Any,
 ) -> None:
     """Run SUITE (default: quick; with --data own-data, conditional or, of images, grouping).
 
@@ -91,52 +68,32 @@ def run(
     Ctrl-C loses nothing that is finished; the same command again goes on where it stopped.
     Trials that fail are records, too; only if all fail is the exit code 1.
     """
-    from embench.measuring.plan import customised, load_suite, plan
-    from embench.measuring.run import default_folder, execute, remaining
+    from embench.measuring.executors import Execution
+    from embench.measuring.plan import plan
+    from embench.measuring.run import execute, remaining
 
-    own = _own_datasets(files, label, target, drop)
-    suite = suite or _suite_for(files, target)
-    chosen = customised(
-        load_suite(suite),
-        models=models or None,
-        datasets=[*datasets, *own] or None,
-        n_components=counts(n_components, "--n-components") if n_components is not None else None,
-        tracks=words(tracks),
-        **others,
+    how = Execution(
+        isolation=isolation,
+        executor=executor,
+        workers=workers,
+        scheduler=scheduler,
+        memory_limit=bytes_of(memory_limit, "--memory-limit") if memory_limit else None,
+        prune=prune,
+        remeasure=remeasure,
     )
-    folder = out.expanduser() if out else default_folder(suite, *files)
-    planned = plan(chosen)
-    trials = remaining(planned.trials, folder)
+    suite, folder = chosen_trials(**chosen)
+    planned = plan(suite, elsewhere=executor == "dask")
+    left = remaining(planned.trials, folder, remeasure=remeasure)
     for sentence in planned.left_out:
         click.echo(sentence, err=True)
-    click.echo(_announcement(len(planned.trials), len(trials), folder), err=True)
+    click.echo(_announcement(len(planned.trials), len(left), folder), err=True)
     failed = 0
-    if trials:
-        failed = follow(execute(trials, folder), len(trials), folder)
-        click.echo(f"{len(trials) - failed} ok, {failed} failed: {folder / store.RECORDS}")
+    if left:
+        counts = follow(execute(planned.trials, folder, how), len(left), folder)
+        failed = counts.failed
+        click.echo(f"{counts}: {folder / store.RECORDS}")
     click.echo(f"next: embench compare {shlex.quote(str(folder))}")
-    sys.exit(bool(trials) and failed == len(trials))
-
-
-def _own_datasets(
-    files: Sequence[str], label: str | None, target: str | None, drop: str | None
-) -> list[Spec]:
-    """The files of --data, with what their columns are for."""
-    several = {"target": target, "drop": drop}
-    columns = {"label": label} if label else {}
-    columns |= {role: names.replace(",", "+") for role, names in several.items() if names}
-    if columns and not files:
-        raise InputError(f"--{next(iter(columns))} names columns of --data; name a file, too")
-    return [Spec(os.path.expanduser(file), columns) for file in files]
-
-
-def _suite_for(files: Sequence[str], target: str | None) -> str:
-    """The suite of those who name none, by what is in their files."""
-    if target:
-        return "conditional"
-    if any(Path(file).suffix.lower() in IMAGE_SUFFIXES for file in files):
-        return "grouping"
-    return "own-data" if files else "quick"
+    sys.exit(bool(left) and failed == len(left))
 
 
 def _announcement(planned: int, left: int, folder: Path) -> str:

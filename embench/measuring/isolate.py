@@ -13,17 +13,18 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from embench.measuring.environment import describe
 from embench.measuring.judging import is_about_memory
 from embench.measuring.machine import available_memory
 from embench.measuring.threads import THREAD_VARIABLES
-from embench.types import Record, Spec, Trial
+from embench.types import Record, Trial
 
 Isolation = Literal["trial", "model", "none"]
 
@@ -38,15 +39,51 @@ class LaneLost(ConnectionError):
 
 
 class TrialServer:
-    """Runs trials, as many at a time as there are threads that call it; see `trial_server`."""
+    """Runs trials, as many at a time as there are threads that call it; use it in a ``with``.
 
-    def __init__(self, models: Iterable[Spec], **lane: Any) -> None:
-        self._models = [asdict(model) for model in models]
-        self._lane = lane
+    Its processes start when they are needed. They live in a session of their own, so that Ctrl-C
+    reaches the caller alone, and end themselves and the trials under way as soon as the caller is
+    gone, however it went.
+
+    Args:
+        threads: Of all numerical libraries, set before they are imported.
+        trials: What will be run: what that needs is imported before anything is forked.
+        isolation: A process for each "trial", or one for each "model".
+        memory_limit: Bytes that a trial may ask for; None for what is available now, divided.
+        workers: How many trials are going to be run at a time.
+        folder: Where trials look for files and for modules of the user's.
+    """
+
+    def __init__(
+        self,
+        threads: int,
+        trials: Iterable[Trial] = (),
+        *,
+        isolation: Isolation = "trial",
+        memory_limit: int | None = None,
+        workers: int = 1,
+        folder: str | None = None,
+    ) -> None:
+        names = [
+            *(("model", trial.model.name) for trial in trials),
+            *(("dataset", trial.dataset.name) for trial in trials),
+        ]
+        self._start = partial(_Root, list(dict.fromkeys(names)), threads, folder)
+        self._lane = {
+            "threads": threads,
+            "isolation": isolation,
+            "memory_limit": memory_limit or available_memory() // workers,
+        }
         self._root: _Root | None = None
         self._free: list[_Lane] = []
         self._lock = Lock()
         self._is_closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def run(self, trial: Trial) -> Record:
         """Run a trial to its record; a process that died gives a record, too.
@@ -85,53 +122,26 @@ class TrialServer:
             if self._free:
                 return self._free.pop()
             if self._root is None or not self._root.is_alive():
-                self._root = _Root(self._models, self._lane["threads"])
+                self._root = self._start()
             return self._root.lane(self._lane)
-
-
-@contextmanager
-def trial_server(
-    threads: int,
-    models: Iterable[Spec] = (),
-    *,
-    isolation: Isolation = "trial",
-    memory_limit: int | None = None,
-    workers: int = 1,
-) -> Iterator[TrialServer]:
-    """A server for as long as the body runs; its processes start when they are needed.
-
-    They live in a session of their own, so that Ctrl-C reaches the caller alone, and end themselves
-    and the trials under way as soon as the caller is gone, however it went.
-
-    Args:
-        threads: Of all numerical libraries, set before they are imported.
-        models: What to import before anything is forked; others are imported in every trial.
-        isolation: A process for each "trial", or one for each "model".
-        memory_limit: Bytes that a trial may ask for; None for what is available now, divided.
-        workers: How many trials are going to be run at a time.
-    """
-    limit = memory_limit or available_memory() // workers
-    server = TrialServer(models, threads=threads, isolation=isolation, memory_limit=limit)
-    try:
-        yield server
-    finally:
-        server.close()
 
 
 class _Root:
     """The process that has the imports done, and the lanes forked from it."""
 
-    def __init__(self, models: list[dict[str, Any]], threads: int) -> None:
+    def __init__(self, names: list[tuple[str, str]], threads: int, folder: str | None) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lanes: list[_Lane] = []
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "embench.measuring.server"],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 env={**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))},
+                cwd=folder,
                 start_new_session=True,
             )
-        self._control.send(json.dumps({"path": sys.path, "models": models}).encode())
+        path = [*sys.path, *filter(None, [folder])]
+        self._control.send(json.dumps({"path": path, "names": names}).encode())
 
     def is_alive(self) -> bool:
         return self._process.poll() is None

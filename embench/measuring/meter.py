@@ -36,10 +36,9 @@ class Reading:
 def metered(device: str) -> Iterator[Reading]:
     """Meter the body, which must have been warmed up: first calls page libraries in.
 
-    The garbage collector stands still meanwhile; what lay about before is not the body's.
+    The garbage collector stands still meanwhile.
     """
     reading = Reading()
-    gc.collect()
     before = _reset_peak_memory()
     _reset_gpu(device)
     gc.disable()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,19 +95,28 @@ def disturbance(record: Record, quickest_sentinel: float = 0.0) -> str:
     return ", ".join(found)
 
 
-def quickest(records: Iterable[Record]) -> dict[str, float]:
-    """Seconds of the quickest sentinel in these records, by machine."""
-    found: dict[str, float] = {}
-    for record in records:
+class Quietest:
+    """Knows how quick the sentinel is on each machine when nobody disturbs it."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    def learn(self, record: Record) -> None:
         if seconds := record.noise.get("sentinel_seconds"):
-            where = machine(record.environment)
-            found[where] = min(seconds, found.get(where, seconds))
-    return found
+            where = _machine(record)
+            self._seconds[where] = min(seconds, self._seconds.get(where, seconds))
+
+    def judged(self, record: Record) -> Record:
+        """The record with what disturbed it: only seconds are disturbed, and only if they count."""
+        if record.status != "ok" or record.grade != "timing":
+            return record
+        best = self._seconds.get(_machine(record), 0.0)
+        return replace(record, disturbed=disturbance(record, best))
 
 
-def machine(environment: Mapping[str, object]) -> str:
-    """What tells one machine from another in an environment."""
-    return f"{environment.get('host', '')} {environment.get('cpu', '')}"
+def _machine(record: Record) -> str:
+    """What tells one machine from another."""
+    return f"{record.environment.get('host', '')} {record.environment.get('cpu', '')}"
 
 
 def _sentinel_once() -> float:

@@ -9,13 +9,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
+import numpy as np
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import InvalidParameterError
 
 from embench import registry
+from embench.measuring.sizes import amount, family
 from embench.types import (
     COVARIANCE_ALIASES,
     TASKS,
@@ -36,6 +46,7 @@ Track = Literal["same-start", "budget", "default"]
 
 
 Specs = str | Iterable[str | Spec]
+T = TypeVar("T")
 
 
 class Entry(BaseModel):
@@ -64,7 +75,8 @@ class Entry(BaseModel):
 class Suite(BaseModel):
     """What to run. A sweep is data: see the files in ``embench/suites``.
 
-    ``time_limit`` [s] is the budget of a fit on the budget track and cuts it on the others.
+    ``time_limit`` [s] is the budget of a fit on the budget track and cuts it on the others;
+    ``order_seed`` decides the order of the trials, which is random.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -78,6 +90,7 @@ class Suite(BaseModel):
     dtype: Literal["float64", "float32"] = "float64"
     threads: PositiveInt = 1
     time_limit: Annotated[FiniteFloat, Field(gt=0, le=LONGEST)] = 60.0
+    order_seed: NonNegativeInt = 0
 
 
 @dataclass(frozen=True)
@@ -161,10 +174,16 @@ def _entries(specs: Specs | None) -> list[dict[str, Any]] | None:
     return [{"name": spec.name, **spec.params} for spec in found]
 
 
-def plan(suite: Suite) -> Plan:
-    """Every trial of a suite, models interleaved so that a drift of the machine hits all alike.
+def plan(suite: Suite, *, elsewhere: bool = False) -> Plan:
+    """Every trial of a suite, in random order: seed by seed, and in a seed dataset by dataset.
 
-    Every dataset is made once and every model built once, so that what cannot work is said now.
+    The models of a dataset stay together, so that a drift of the machine hits all alike, each at a
+    place drawn by lot. Every dataset is made once and every model built once, so that what cannot
+    work is said now.
+
+    Args:
+        suite: What to run.
+        elsewhere: It is run on other machines: what devices there are is not looked at.
 
     Raises:
         InputError: A name, a parameter or a combination of them cannot be run.
@@ -175,21 +194,23 @@ def plan(suite: Suite) -> Plan:
         _candidate(entry, spec, suite) for entry in suite.models for spec in entry.specs()
     ]
     datasets = [_checked_dataset(spec, candidates) for e in suite.datasets for spec in e.specs()]
+    devices = {candidate: _device(candidate, suite, elsewhere) for candidate in candidates}
+    rng = np.random.default_rng(suite.order_seed)
     trials = tuple(
         Trial(
             dataset=dataset.spec,
             model=candidate.spec,
             track=track,
             seed=seed,
-            device=_device(candidate, suite),
+            device=devices[candidate],
             dtype=candidate.spec.params.get("dtype", suite.dtype),
             threads=suite.threads,
             time_limit=suite.time_limit,
         )
-        for dataset in datasets
         for seed in range(suite.seeds)
+        for dataset in _dealt(datasets, rng)
         for track in suite.tracks
-        for candidate in _rotated(candidates, seed)
+        for candidate in _shuffled(candidates, rng)
         if track in candidate.tracks and candidate.task == dataset.task
     )
     left_out = tuple(dict.fromkeys(_left_out(candidates, datasets)))
@@ -202,7 +223,7 @@ def plan(suite: Suite) -> Plan:
     return Plan(tuple({trial.id: trial for trial in trials}.values()), left_out)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Checked:
     """A dataset of the suite, with its version, and its task."""
 
@@ -210,7 +231,7 @@ class _Checked:
     task: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Candidate:
     """A model of the suite: spec, all its parameters, task, and the tracks it can take or not."""
 
@@ -292,17 +313,27 @@ def _check_json(spec: Spec) -> None:
             ) from None
 
 
-def _rotated(candidates: Sequence[_Candidate], seed: int) -> Sequence[_Candidate]:
-    """The models in another order for every seed, so that none is always first."""
-    first = seed % len(candidates)
-    return [*candidates[first:], *candidates[:first]]
+def _shuffled(many: Sequence[T], rng: np.random.Generator) -> list[T]:
+    return [many[place] for place in rng.permutation(len(many))]
 
 
-def _device(candidate: _Candidate, suite: Suite) -> str:
+def _dealt(datasets: Sequence[_Checked], rng: np.random.Generator) -> Iterator[_Checked]:
+    """In random order, but in a sweep over sizes the smaller before the larger: where it fails,
+    these need not be tried."""
+    order = _shuffled(datasets, rng)
+    smallest_first = sorted(order, key=lambda dataset: amount(dataset.spec))
+    for place in order:
+        same = [one for one in smallest_first if family(one.spec) == family(place.spec)]
+        smallest_first.remove(same[0])
+        yield same[0]
+
+
+def _device(candidate: _Candidate, suite: Suite, elsewhere: bool) -> str:
     """ "cpu" or "cuda": the model's own parameter before the suite's, where it has a choice."""
     if "device" not in candidate.params:
         return "cpu"
-    return _resolved_device(candidate.spec.params.get("device", suite.device))
+    asked = candidate.spec.params.get("device", suite.device)
+    return asked if elsewhere and asked != "auto" else _resolved_device(asked)
 
 
 def _resolved_device(device: str) -> str:

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import datetime
-import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from embench import store
-from embench.measuring.isolate import trial_server
+from embench.measuring.executors import DEFAULT, Execution, pool
 from embench.measuring.plan import Specs, customised, load_suite, plan
-from embench.measuring.trial import run_trial
+from embench.measuring.sweep import disturbed_once, sweep
 from embench.types import Record, Trial
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Isolation = Literal["trial", "none"]
-
-CAN_ISOLATE = hasattr(os, "fork") and hasattr(os, "pidfd_open")
 
 
 def run(
@@ -36,8 +30,9 @@ def run(
     dtype: str | None = None,
     threads: int | None = None,
     time_limit: float | None = None,
+    order_seed: int | None = None,
     out: str | Path | None = None,
-    isolation: Isolation = "trial",
+    **how: Any,
 ) -> pd.DataFrame:
     """Run a suite and return its records, one row per trial; they are also on the disk.
 
@@ -54,9 +49,13 @@ def run(
         dtype: "float64" or "float32", of the data handed to the models.
         threads: For every numerical library.
         time_limit: Of one fit [s].
+        order_seed: Of the order of the trials, which is random.
         out: Folder of the run; results/<date>-<suite> if None.
-        isolation: "trial" runs each in a process of its own, "none" here: for debugging, and for
-            models that exist in this process only; then nothing can be cut off.
+        **how: Fields of `embench.measuring.executors.Execution`. ``isolation`` is "trial" (each in
+            a process of its own), "model" (one for each model) or "none" (here: for debugging, and
+            for models that exist in this process only; then nothing can be cut off). As many
+            ``workers`` run side by side; ``executor="dask"`` with a ``scheduler`` is a cluster.
+            Then there are ``memory_limit`` [bytes], ``prune`` and ``remeasure``.
 
     Raises:
         InputError: What was asked for cannot be run, or the folder cannot be written.
@@ -80,12 +79,14 @@ def run(
         dtype=dtype,
         threads=threads,
         time_limit=time_limit,
+        order_seed=order_seed,
     )
+    execution = Execution(**how)
     folder = Path(out) if out else default_folder(suite)
-    planned = plan(chosen)
+    planned = plan(chosen, elsewhere=execution.executor == "dask")
     for sentence in planned.left_out:
         warnings.warn(sentence, stacklevel=2)
-    for _ in execute(remaining(planned.trials, folder), folder, isolation):
+    for _ in execute(planned.trials, folder, execution):
         pass
     asked = {trial.id for trial in planned.trials}
     records = [r for r in store.latest(store.read(folder)) if r.trial.id in asked]
@@ -98,34 +99,39 @@ def default_folder(*names: str | Path) -> Path:
     return store.RESULTS / "-".join([str(datetime.date.today()), *words])
 
 
-def remaining(trials: Sequence[Trial], folder: Path) -> list[Trial]:
-    """The trials that the folder has no good record of; failed ones are tried again."""
-    if not (folder / store.RECORDS).exists():
-        return list(trials)
-    done = {r.trial.id for r in store.latest(store.read(folder)) if r.status == "ok"}
-    return [trial for trial in trials if trial.id not in done]
+def remaining(trials: Sequence[Trial], folder: Path, *, remeasure: bool = True) -> list[Trial]:
+    """The trials that the folder has no good record of; failed ones are tried again, and so are, if
+    asked to, those whose only record others disturbed."""
+    known = _known(trials, folder)
+    again = disturbed_once(known) if remeasure else []
+    return [*_unfinished(trials, known), *again]
 
 
-def execute(
-    trials: Sequence[Trial], folder: Path, isolation: Isolation = "trial"
-) -> Iterator[Record]:
-    """Run trials in order; each record is on the disk before it is yielded.
+def execute(trials: Sequence[Trial], folder: Path, how: Execution = DEFAULT) -> Iterator[Record]:
+    """Run those of the trials that remain; each record is on the disk before it is yielded.
 
     Raises:
-        InputError: The folder cannot be written or is being written by another run.
+        InputError: The folder cannot be written or is being written by another run, or the cluster
+            does not answer.
+        WorkersLost: The cluster is gone.
     """
-    with store.writing(folder) as writer, _runner(trials, isolation) as run_one:
-        for trial in trials:
-            record = run_one(trial)
-            writer.append(record)
-            yield record
+    with store.writing(folder) as writer:
+        known = _known(trials, folder)
+        left = _unfinished(trials, known)
+        with pool(left, how) as workers:
+            for record in sweep(left, known, workers, how):
+                writer.append(record)
+                yield record
 
 
-@contextmanager
-def _runner(trials: Sequence[Trial], isolation: Isolation) -> Iterator[Callable[[Trial], Record]]:
-    """How one trial is run: in a process of its own where the system can, else here."""
-    if not trials or isolation == "none" or not CAN_ISOLATE:
-        yield run_trial
-        return
-    with trial_server(threads=max(trial.threads for trial in trials)) as server:
-        yield server.run
+def _known(trials: Sequence[Trial], folder: Path) -> list[Record]:
+    """What the folder has of these trials."""
+    if not (folder / store.RECORDS).exists():
+        return []
+    asked = {trial.id for trial in trials}
+    return [record for record in store.read(folder) if record.trial.id in asked]
+
+
+def _unfinished(trials: Sequence[Trial], known: Sequence[Record]) -> list[Trial]:
+    done = {record.trial.id for record in store.latest(known) if record.status == "ok"}
+    return [trial for trial in trials if trial.id not in done]

@@ -23,13 +23,15 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+import joblib
 import numpy as np
+from sklearn.utils.validation import check_array
 
 from embench import registry
 from embench.measuring import child
@@ -60,9 +62,9 @@ def main() -> None:
     asked = json.loads(control.recv(LARGEST_MESSAGE))
     # The caller finds its own models there; never before the libraries.
     sys.path += [path for path in asked["path"] if path not in sys.path]
-    _import(Spec(**spec) for spec in asked["models"])
-    gc.collect()
-    gc.freeze()  # what the children inherit is never looked through again
+    _look_around()
+    for kind, name in asked["names"]:
+        _imported(kind, name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # lanes are nobody's to wait for
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, LARGEST_MESSAGE, 1)
@@ -74,17 +76,27 @@ def main() -> None:
         os.close(descriptors[0])
 
 
-def _import(specs: Iterable[Spec]) -> None:
-    """What every child would else do at its first: imports, versions, and looks at the system."""
+def _look_around() -> None:
+    """What every child would else do once, and some of it in the clocked fit."""
     describe()
-    for spec in specs:
-        with suppress(Exception):  # what is wrong with it is the child's to say
-            registry.version("model", spec)
-            for module in getattr(registry.load("model", spec.name), "late_imports", ()):
-                importlib.import_module(module)
-    importlib.import_module("sklearn.metrics")
-    validation = importlib.import_module("sklearn.utils.validation")
-    validation.check_array(np.zeros((1, 1)))  # it looks through all packages once, for 15 ms
+    for module in ("pydantic", "sklearn.metrics"):
+        importlib.import_module(module)
+    # At their first calls scikit-learn looks through all installed packages, for 15 ms, and asks
+    # another process how many cores there are, for 40.
+    check_array(np.zeros((1, 1)))
+    joblib.cpu_count(only_physical_cores=True)
+
+
+@cache
+def _imported(kind: str, name: str) -> None:
+    """Import what stands behind a name, and read its source for its version."""
+    with suppress(Exception):  # what is wrong with it is the child's to say
+        found = registry.load(kind, name)
+        registry.version(kind, Spec(name))
+        for module in getattr(found, "late_imports", ()):
+            importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # what the children inherit is never looked through again
 
 
 def _be_the_lane(caller: socket.socket, asked: dict[str, Any]) -> NoReturn:
@@ -133,6 +145,8 @@ class _Lane:
         """For each trial two lines: how it went, and the record if there is one."""
         for line in self.caller.makefile("r", encoding="utf-8"):
             trial = Trial.from_json(json.loads(line))
+            _imported("dataset", trial.dataset.name)
+            _imported("model", trial.model.name)
             model = json.dumps(asdict(trial.model))
             one = self.kept.pop(model, None) or self._forked()
             began = time.monotonic()
@@ -180,7 +194,7 @@ class _Lane:
         try:
             while not said.endswith(child.ALL):
                 left = max(0.0, end - time.monotonic())
-                ready, _, _ = select.select([one.talk, death, self.caller], [], [], left)
+                ready = _ready(left, one.talk, death, self.caller)
                 if self.caller in ready:
                     _kill_group(one.pid)
                     raise ConnectionAbortedError
@@ -223,6 +237,11 @@ class _Lane:
                     time.sleep(0.001)
                     continue
             return
+
+
+def _ready(seconds: float, *files: socket.socket | int) -> list[Any]:
+    """Which of the files can be read, or have ended; none if there is none in so many seconds."""
+    return select.select(files, [], [], seconds)[0]
 
 
 def _kill_group(pid: int) -> None:

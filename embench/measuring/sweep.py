@@ -1,0 +1,67 @@
+"""A sweep over trials: what is run next, what is not worth it, what has to be run again."""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+
+from embench.measuring import noise
+from embench.measuring.executors import Execution, Pool
+from embench.measuring.sizes import Hopeless
+from embench.types import Record, Trial
+
+TIMES_AT_MOST = 2
+"""How often a trial is measured that others disturb."""
+
+
+def sweep(
+    trials: Sequence[Trial], known: Sequence[Record], pool: Pool, how: Execution
+) -> Iterator[Record]:
+    """Run trials, as many at a time as the pool takes, and yield each record as it comes.
+
+    Trials that others disturbed are run once more, at the end, when all may be quieter.
+
+    Args:
+        trials: What to run, in this order.
+        known: Records of the run so far, of earlier calls.
+        pool: Where to run them.
+        how: What to make of those that are hopeless or disturbed.
+
+    Raises:
+        WorkersLost: The pool is gone.
+    """
+    queue, pending = deque(trials), dict[Future[Record], Trial]()
+    hopeless = Hopeless(known if how.prune else ())
+    quietest, seen = noise.Quietest(), list(known)
+    for record in known:
+        quietest.learn(record)
+    while queue or pending:
+        while queue and len(pending) < pool.slots():
+            trial = queue.popleft()
+            if how.prune and (reason := hopeless.why(trial)):
+                yield _pruned(trial, reason)
+            else:
+                pending[pool.submit(trial)] = trial
+        finished, _ = wait(pending, return_when=FIRST_COMPLETED)
+        for future in finished:
+            record = pool.record(future, pending.pop(future))
+            quietest.learn(record)
+            hopeless.learn(record)
+            seen.append(quietest.judged(record))
+            yield seen[-1]
+        if how.remeasure and not queue and not pending:
+            queue.extend(disturbed_once(map(quietest.judged, seen)))
+
+
+def disturbed_once(records: Iterable[Record]) -> list[Trial]:
+    """The trials whose only measurement was disturbed, in order."""
+    many = list(records)
+    times = Counter(record.trial.id for record in many)
+    return [r.trial for r in many if r.disturbed and times[r.trial.id] < TIMES_AT_MOST]
+
+
+def _pruned(trial: Trial, reason: str) -> Record:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    return Record(trial=trial, status="pruned", message=reason, ended=now)

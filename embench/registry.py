@@ -138,7 +138,29 @@ def version(kind: str, spec: Spec) -> str:
     declared = declared(**spec.params) if callable(declared) else declared
     if kind == "dataset":
         return declared or "1"
-    return ", ".join(filter(None, (declared, _source_digest(found.__module__))))
+    return ", ".join(filter(None, (declared, source_digest(found.__module__))))
+
+
+@cache
+def source_digest(module: str) -> str:
+    """Digest of a module's source; empty where there is none.
+
+    A module in a package is likely to rest on what stands around it: its source is all of the
+    sub-package, such as ``embench.models``, or of the package that holds no sub-packages.
+    """
+    found = sys.modules.get(module)
+    file = getattr(found, "__file__", None)
+    if found is None or file is None:
+        return ""
+    folder = Path(file).parent
+    depth = len((found.__package__ or "").split("."))
+    for _ in range(2, depth):
+        folder = folder.parent
+    files = sorted(folder.rglob("*.py")) if found.__package__ else [Path(file)]
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
@@ -180,28 +202,6 @@ def _first_lines(kind: str) -> dict[str, str]:
         except InputError as error:
             lines[name] = f"not available: {error}"
     return lines
-
-
-@cache
-def _source_digest(module: str) -> str:
-    """Digest of a module's source; empty where there is none.
-
-    A module in a package is likely to rest on what stands around it: its source is all of the
-    sub-package, such as ``embench.models``, or of the package that holds no sub-packages.
-    """
-    found = sys.modules.get(module)
-    file = getattr(found, "__file__", None)
-    if found is None or file is None:
-        return ""
-    folder = Path(file).parent
-    depth = len((found.__package__ or "").split("."))
-    for _ in range(2, depth):
-        folder = folder.parent
-    files = sorted(folder.rglob("*.py")) if found.__package__ else [Path(file)]
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:8]
 
 
 @cache

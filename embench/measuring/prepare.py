@@ -32,8 +32,11 @@ def _check_versions(trial: Trial) -> None:
         InputError: They are not.
     """
     for kind, spec in (("dataset", trial.dataset), ("model", trial.model)):
-        if spec.version and registry.version(kind, spec) != spec.version:
-            raise InputError(f"{kind} {spec} has changed since the run was planned; run it again")
+        if spec.version and (found := registry.version(kind, spec)) != spec.version:
+            raise InputError(
+                f"{kind} {spec} has changed since the run was planned, or is another here: "
+                f"expected version {spec.version}, got {found}"
+            )
 
 
 def _configured(trial: Trial, data: Dataset) -> Model:

@@ -115,13 +115,13 @@ def execute(trials: Sequence[Trial], folder: Path, how: Execution = DEFAULT) -> 
             does not answer.
         WorkersLost: The cluster is gone.
     """
-    with store.writing(folder) as writer:
+    # First the pool: one that cannot be had leaves no folder behind.
+    left = _unfinished(trials, _known(trials, folder))
+    with pool(left, how) as workers, store.writing(folder) as writer:
         known = _known(trials, folder)
-        left = _unfinished(trials, known)
-        with pool(left, how) as workers:
-            for record in sweep(left, known, workers, how):
-                writer.append(record)
-                yield record
+        for record in sweep(_unfinished(trials, known), known, workers, how):
+            writer.append(record)
+            yield record
 
 
 def _known(trials: Sequence[Trial], folder: Path) -> list[Record]:

@@ -6,6 +6,7 @@ import datetime
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any
 
 from embench.measuring import noise
 from embench.measuring.executors import Execution, Pool
@@ -14,6 +15,9 @@ from embench.types import Record, Trial
 
 TIMES_AT_MOST = 2
 """How often a trial is measured that others disturb."""
+
+LOOK_AGAIN = 1.0
+"""Seconds after which a pool is asked again how much it takes: workers come and go."""
 
 
 def sweep(
@@ -32,27 +36,29 @@ def sweep(
     Raises:
         WorkersLost: The pool is gone.
     """
-    queue, pending = deque(trials), dict[Future[Record], Trial]()
+    queue, pending = deque(trials), dict[Future[Any], Trial]()
     hopeless = Hopeless(known if how.prune else ())
     quietest, seen = noise.Quietest(), list(known)
     for record in known:
         quietest.learn(record)
-    while queue or pending:
-        while queue and len(pending) < pool.slots():
+    while True:
+        if how.remeasure and not queue and not pending:
+            queue.extend(disturbed_once(map(quietest.judged, seen)))
+        if not queue and not pending:
+            return
+        while len(pending) < pool.slots() and queue:
             trial = queue.popleft()
             if how.prune and (reason := hopeless.why(trial)):
                 yield _pruned(trial, reason)
             else:
                 pending[pool.submit(trial)] = trial
-        finished, _ = wait(pending, return_when=FIRST_COMPLETED)
+        finished, _ = wait(pending, LOOK_AGAIN, FIRST_COMPLETED)
         for future in finished:
             record = pool.record(future, pending.pop(future))
             quietest.learn(record)
             hopeless.learn(record)
             seen.append(quietest.judged(record))
             yield seen[-1]
-        if how.remeasure and not queue and not pending:
-            queue.extend(disturbed_once(map(quietest.judged, seen)))
 
 
 def disturbed_once(records: Iterable[Record]) -> list[Trial]:

@@ -333,10 +333,10 @@ def _device(candidate: _Candidate, suite: Suite, elsewhere: bool) -> str:
     if "device" not in candidate.params:
         return "cpu"
     asked = candidate.spec.params.get("device", suite.device)
-    return asked if elsewhere and asked != "auto" else _resolved_device(asked)
+    return asked if elsewhere and asked != "auto" else resolved_device(asked)
 
 
-def _resolved_device(device: str) -> str:
+def resolved_device(device: str) -> str:
     """ "cpu" or "cuda"; torch is only asked where a GPU is."""
     if device == "cpu":
         return device

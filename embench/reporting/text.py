@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 MOST_SENTENCES = 8
 """On a terminal, below one table: the best models; nobody reads a screen of sentences."""
 
-TEXT_COLUMNS = ["model", "dataset", "track", "metric", "better", "status", "verdict", "message"]
+TEXT_COLUMNS = [
+    *("model", "dataset", "track", "metric", "better", "status", "verdict", "message"),
+    *("trial", "basis"),
+]
 """Columns of words, which stand to the left; all others hold numbers."""
 
 
@@ -59,7 +62,7 @@ def _terminal_section(comparison: Comparison, track: str, dataset: str) -> Itera
     from rich.text import Text
 
     yield Text(f"\n{tables.dataset_title(comparison, dataset)}", style="bold")
-    yield _rich_table(
+    yield rich_table(
         tables.summary_table(comparison, track, dataset, tables.MAIN_METRICS, stddevs=False)
     )
     if advice := tables.recommendation(comparison, track, dataset):
@@ -70,7 +73,7 @@ def _terminal_section(comparison: Comparison, track: str, dataset: str) -> Itera
         yield _indented(f"... and {left} more of lower rank, all of them in the report")
 
 
-def _rich_table(table: pd.DataFrame) -> Table:
+def rich_table(table: pd.DataFrame) -> Table:
     """A table for a terminal: no lines but one below the head, numbers to the right."""
     from rich import box
     from rich.table import Table

@@ -43,9 +43,9 @@ def plan(workers: int, each: bool, **chosen: Any) -> None:
         rows = [(one.trial.id, *_sums([one])[1:]) for one in found]
         print_table(("trial", "time", "memory", "basis"), rows)
     else:
-        print_table(
-            ("model", "dataset", "track", "trials", "time", "memory", "basis"), _cells(found)
-        )
+        for title, many in _sections(found):
+            click.echo(title)
+            print_table(("model", "trials", "time", "memory", "basis"), many)
     for sentence in planned.left_out:
         click.echo(sentence)
     todo = [one for one in found if one.basis != "pruned"]

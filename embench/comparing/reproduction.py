@@ -92,12 +92,13 @@ def _agreement(
     old, new = (max(value, metric.resolution) for value in (old, new))
     limit = allowed(metric, tolerance, (old, new))
     if metric.kind == "quality":
-        change, unit = abs(new - old), f" {metric.unit}".rstrip()
-        words = f"{significant(change, 2)}{unit} apart, {significant(limit)}{unit} allowed"
+        change, unit, name = abs(new - old), metric.unit, "apart"
     else:
-        change = max(new / old, old / new)
-        words = f"{significant(change)} times, {significant(limit)} allowed"
-    return "agrees" if change <= limit else "differs", words
+        change, unit, name = max(new / old, old / new), "", "times"
+    words = " ".join(filter(None, (significant(change, 3), unit, name)))
+    if change <= limit:
+        return "agrees", words
+    return "differs", f"{words}, allowed {significant(limit)} {unit}".rstrip()
 
 
 def _machine(record: Record) -> tuple[object, ...]:

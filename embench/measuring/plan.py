@@ -244,7 +244,7 @@ class _Candidate:
 
 def _candidate(entry: Entry, spec: Spec, suite: Suite) -> _Candidate:
     model = registry.make_model(spec.name, **spec.params)
-    if isinstance(model, BaseEstimator):
+    if isinstance(model, BaseEstimator) and hasattr(model, "_parameter_constraints"):
         try:
             model._validate_params()
         except InvalidParameterError as error:

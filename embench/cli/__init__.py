@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from embench import __version__
-from embench.cli import check, compare, demo, lists, measure, train, watch
+from embench.cli import check, compare, demo, lists, measure, reference, train, watch
 from embench.cli.common import UserMistake
 from embench.types import InputError
 
@@ -21,6 +21,7 @@ COMMANDS = (
     compare.compare,
     compare.gate,
     compare.show,
+    reference.reference,
     check.check,
     demo.demo,
     watch.watch,

@@ -55,6 +55,8 @@ GRADES: Mapping[str, str] = {
     "quality": "it may have shared its cores: its seconds are not compared",
 }
 
+OWN_SCORE = "its NLL is by its own score"
+"""What the message of a record says where the judge had to take a model's word."""
 
 COVARIANCE_TYPES = ("full", "tied", "diag", "spherical", "tied_spherical", "constant")
 """Families of covariances."""
@@ -279,6 +281,32 @@ class Record:
         own["curve"] = tuple((seconds, n_iter, nll) for seconds, n_iter, nll in fields["curve"])
         own["fits"] = tuple((seconds, cpu) for seconds, cpu in fields.get("fits", ()))
         return cls(**{**own, "schema": SCHEMA})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The lowest held-out NLL [nat] at which a fit to certain data is known to have ended.
+
+    The data are told by the text and the version of the dataset, the seed, and the numbers of
+    samples to fit on and held out; the fit by the text of its model, its trial, when it ended (in
+    UTC, empty where nobody wrote it down) and the commit of embench that measured it.
+    """
+
+    dataset: str
+    version: str
+    seed: int
+    n_samples: int
+    n_test: int
+    nll: float
+    model: str
+    trial: str
+    ended: str = ""
+    commit: str = ""
+
+    @property
+    def data(self) -> tuple[str, str, int, int, int]:
+        """What tells the data."""
+        return self.dataset, self.version, self.seed, self.n_samples, self.n_test
 
 
 @runtime_checkable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -112,6 +113,35 @@ def test_the_gate_sees_quality_cost_and_nothing(finished_run, embench, tmp_path)
 
 def test_a_misspelt_gate_is_neither_green_nor_a_quality_regression(embench):
     assert embench("gate", "--baselin", "a", "--candidate", "b").exit_code == 4
+
+
+def test_a_reference_is_kept_and_moves_the_line_of_later_comparisons(
+    finished_run, embench, tmp_path
+):
+    better = tmp_path / "better"
+    with store.writing(better) as writer:
+        for record in store.read(finished_run):
+            metrics = {**record.metrics, "nll": record.metrics["nll"] - 0.5}
+            writer.append(replace(record, metrics=metrics))
+
+    said = [embench("reference", *runs).stdout for runs in ([finished_run], [better], [better])]
+    [iris] = json.loads(embench("compare", finished_run, "--format", "json").stdout)["summary"][:1]
+
+    ending = "results/reference/best-known.jsonl\n"
+    assert said == [
+        f"2 new, 0 better, 0 unchanged: {ending}",
+        f"0 new, 2 better (by 0.5 nat at most), 0 unchanged: {ending}",
+        f"0 new, 0 better, 2 unchanged: {ending}",
+    ]
+    assert iris["excess_nll"] >= 0.5 - 1e-6
+
+
+def test_references_are_no_run(finished_run, embench, tmp_path):
+    embench("reference", finished_run)
+
+    result = embench("compare")
+
+    assert (result.exit_code, "no run in results/ yet" in result.output) == (2, True)
 
 
 def test_show_finds_a_trial_by_a_part_of_its_id(finished_run, embench):

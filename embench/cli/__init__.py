@@ -12,7 +12,18 @@ from typing import Any
 import click
 
 from embench import __version__
-from embench.cli import check, compare, demo, lists, measure, plan, reproduce, train, watch
+from embench.cli import (
+    check,
+    compare,
+    demo,
+    lists,
+    measure,
+    plan,
+    reference,
+    reproduce,
+    train,
+    watch,
+)
 from embench.cli.common import UserMistake
 from embench.types import InputError
 
@@ -23,6 +34,7 @@ COMMANDS = (
     compare.compare,
     compare.gate,
     compare.show,
+    reference.reference,
     check.check,
     demo.demo,
     watch.watch,

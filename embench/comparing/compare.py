@@ -8,6 +8,8 @@ from statistics import mean
 
 import pandas as pd
 
+from embench import references as reference_store
+from embench.comparing.bestknown import with_best_known
 from embench.comparing.change import Change, change
 from embench.comparing.findings import Failure, Overall, Payback
 from embench.comparing.frames import (
@@ -25,9 +27,10 @@ from embench.comparing.frames import (
 from embench.comparing.stats import geometric_mean_interval
 from embench.comparing.summary import summarise
 from embench.comparing.tables import Comparison
+from embench.comparing.targets import over_seeds, times_to_targets
 from embench.metrics import METRICS
 from embench.registry import unknown
-from embench.types import Spec
+from embench.types import Reference, Spec
 
 DEFAULT_BASELINES = ("sklearn-em", "em", "linear-gaussian", "pixel-kmeans")
 SAME_CHANGE = {"excess_nll": "nll"}
@@ -40,6 +43,7 @@ def compare(
     baseline: str | None = None,
     metrics: Iterable[str] | None = None,
     tracks: Iterable[str] | None = None,
+    references: Iterable[Reference] | None = None,
 ) -> Comparison:
     """Compare every model with a baseline, by dataset and seed, each track by itself.
 
@@ -51,6 +55,8 @@ def compare(
             model is compared with the one most like it in parameters.
         metrics: Names of METRICS to compare; by default all that were measured.
         tracks: Names of TRACKS to look at; by default all that were measured.
+        references: Ends of earlier fits, which the best known NLL is found among beside those of
+            the runs; by default what `embench reference` put into ``results/reference``.
 
     Returns:
         A comparison that prints itself. Without a single finished trial it has no changes and
@@ -59,7 +65,8 @@ def compare(
     Raises:
         InputError: The baseline, a metric or a track is unknown, or a folder holds no run.
     """
-    frame, notes = tidy(load(runs), tracks)
+    earlier = reference_store.read() if references is None else references
+    frame, notes = tidy(with_best_known(load(runs), earlier), tracks)
     chosen = _chosen(metrics)
     if baseline is not None and len(frame) and not _matching(frame, baseline):
         raise unknown("baseline", baseline, sorted(frame["label"].unique(), key=natural))
@@ -71,6 +78,7 @@ def compare(
     return Comparison(
         changes=tuple(changes),
         summary=summarise(frame),
+        targets=over_seeds(times_to_targets(frame)),
         overall=tuple(_overall(changes)),
         paybacks=tuple(_paybacks(changes, frame)),
         failures=tuple(_failures(frame)),

@@ -17,7 +17,7 @@ from embench.types import TRACKS, Spec
 CELL = ["track", "dataset", "label"]
 """What is compared over seeds: one labelled model on one dataset in one track."""
 
-TRUTH, BEST = "the truth", "the best of these runs"
+TRUTH, BEST = "the truth", "the best known"
 """What an excess NLL can be measured over."""
 
 Runs = pd.DataFrame | str | Path | Iterable[pd.DataFrame | str | Path]
@@ -39,9 +39,9 @@ def tidy(
 ) -> tuple[pd.DataFrame, list[str]]:
     """One row per trial, in an order that does not depend on that of the records.
 
-    Adds ``label`` (the model's text, with its version, device, dtype, threads and budget where
-    the table has several), ``excess_nll`` where it is missing, and ``reference``: what the excess
-    is measured over.
+    The frame has a column ``best_known`` already (see `bestknown`). Adds ``label`` (the model's
+    text, with its version, device, dtype, threads and budget where the table has several),
+    ``excess_nll`` where it is missing, and ``reference``: what the excess is measured over.
 
     Returns:
         The table, and notes on what was set aside.
@@ -197,7 +197,7 @@ def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_excess(frame: pd.DataFrame) -> pd.DataFrame:
-    """Excess NLL over the truth, or over the best of these runs where no truth is known.
+    """Excess NLL over the truth, or over the best known where no truth is.
 
     Of groupers there is none: their likelihoods cannot be held against each other.
     """
@@ -205,11 +205,10 @@ def _with_excess(frame: pd.DataFrame) -> pd.DataFrame:
         return frame.assign(reference="")
     grouping = is_grouping(frame)
     finished = frame.where((frame["status"] == "ok") & ~grouping)
-    best = finished["nll"].groupby([frame["dataset"], frame["seed"]]).transform("min")
     known = finished["excess_nll"] if "excess_nll" in frame else finished["nll"] * float("nan")
     # One reference per dataset: a mean over two kinds of excess would mean nothing.
     missing = (finished["nll"].notna() & known.isna()).groupby(frame["dataset"]).transform("any")
     return frame.assign(
-        excess_nll=known.where(~missing, finished["nll"] - best),
+        excess_nll=known.where(~missing, finished["nll"] - finished["best_known"]),
         reference=pd.Series(TRUTH, index=frame.index).where(~missing, BEST).where(~grouping, ""),
     )

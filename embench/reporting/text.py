@@ -71,6 +71,10 @@ def _terminal_section(comparison: Comparison, track: str, dataset: str) -> Itera
     yield from map(_indented, lines[:MOST_SENTENCES])
     if (left := len(lines) - MOST_SENTENCES) > 0:
         yield _indented(f"... and {left} more of lower rank, all of them in the report")
+    if len(times := tables.targets_table(comparison, track, dataset)):
+        yield Text("")
+        yield _indented(tables.TARGETS_TITLE)
+        yield _rich_table(times[:MOST_SENTENCES])
 
 
 def rich_table(table: pd.DataFrame) -> Table:
@@ -141,9 +145,10 @@ def csv(comparison: Comparison) -> str:
 
 
 def as_json(comparison: Comparison) -> str:
-    """Changes, summary, overall lines, advice, failures and notes; what does not exist is null.
+    """Changes, summary, times to quality, advice, failures ...; what does not exist is null.
 
-    The ends of an interval that one pair leaves open are null too: JSON knows no infinity.
+    The ends of an interval that one pair leaves open are null too, and so is a time that is never:
+    JSON knows no infinity.
     """
     advice = [
         {"track": track, "dataset": dataset, "text": text}
@@ -153,6 +158,7 @@ def as_json(comparison: Comparison) -> str:
     value = {
         "changes": comparison.to_frame().to_dict("records"),
         "summary": comparison.summary.to_dict("records"),
+        "targets": comparison.targets.to_dict("records"),
         "overall": [asdict(item) for item in comparison.overall],
         "paybacks": [{**asdict(item), "n_fits": item.n_fits} for item in comparison.paybacks],
         "recommendations": advice,
@@ -220,6 +226,8 @@ def _markdown_section(comparison: Comparison, track: str, dataset: str) -> list[
     parts += [_markdown_table(tables.summary_table(comparison, track, dataset)), ""]
     parts += [f"**{_escaped(advice)}**", ""] if advice else []
     parts += [f"- {_escaped(line)}" for line in lines] + [""] * bool(lines)
+    if len(times := tables.targets_table(comparison, track, dataset)):
+        parts += [tables.TARGETS_TITLE, "", _markdown_table(times), ""]
     changes = tables.changes_table(comparison, track, dataset)
     return parts + ([_markdown_table(changes), ""] if len(changes) else [])
 

@@ -102,7 +102,7 @@ def remaining(trials: Sequence[Trial], folder: Path) -> list[Trial]:
     """The trials that the folder has no good record of; failed ones are tried again."""
     if not (folder / store.RECORDS).exists():
         return list(trials)
-    done = {r.trial.id for r in store.latest(store.read(folder)) if r.status == "ok"}
+    done = {trial for trial, status in store.statuses(folder).items() if status == "ok"}
     return [trial for trial in trials if trial.id not in done]
 
 

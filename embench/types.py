@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -67,6 +68,9 @@ COVARIANCE_ALIASES: Mapping[str, str] = {
     "shared_isotropic": "tied_spherical",
 }
 """Other names of families, as gradient descent in PyTorch has them."""
+
+
+_SORTED = json.JSONEncoder(sort_keys=True)
 
 
 class InputError(ValueError):
@@ -222,10 +226,10 @@ class Trial:
     @property
     def id(self) -> str:
         """Readable name ending in a digest of every field, versions included."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        specs = {"dataset": vars(self.dataset), "model": vars(self.model)}
+        text = _SORTED.encode({**vars(self), **specs})
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        words = (self.model.name, PurePath(self.dataset.name).stem, self.track, f"s{self.seed}")
-        return "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", word) for word in (*words, digest))
+        return f"{_words(self.model.name, self.dataset.name, self.track)}-s{self.seed}-{digest}"
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
@@ -274,8 +278,7 @@ class Record:
         Raises:
             ValueError: The record was written in another schema.
         """
-        if fields["schema"] not in READABLE:
-            raise ValueError(f"expected schema {SCHEMA}, got schema {fields['schema']}")
+        check_schema(fields)
         own = {key: value for key, value in fields.items() if key != "id"}
         own["trial"] = Trial.from_json(fields["trial"])
         own["curve"] = tuple((seconds, n_iter, nll) for seconds, n_iter, nll in fields["curve"])
@@ -307,6 +310,12 @@ class Reference:
     def data(self) -> tuple[str, str, int, int, int]:
         """What tells the data."""
         return self.dataset, self.version, self.seed, self.n_samples, self.n_test
+
+
+def check_schema(fields: Mapping[str, Any]) -> None:
+    """Raise a ValueError where a record was written in another schema than those that we read."""
+    if fields["schema"] not in READABLE:
+        raise ValueError(f"expected schema {SCHEMA}, got schema {fields['schema']}")
 
 
 @runtime_checkable
@@ -490,6 +499,13 @@ def task_of(model: Model) -> str:
     if isinstance(model, Grouper):
         return "grouping"
     return "conditional" if isinstance(model, ConditionalModel) else "density"
+
+
+@cache  # the names of a run are few, its trials many
+def _words(model: str, dataset: str, track: str) -> str:
+    """Names joined, fit for a file's name."""
+    words = (model, PurePath(dataset).stem, track)
+    return "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", word) for word in words)
 
 
 def _value(text: str) -> Any:

@@ -143,7 +143,7 @@ def natural(text: str) -> list[Any]:
 def _load(run: pd.DataFrame | str | Path) -> pd.DataFrame:
     if isinstance(run, pd.DataFrame):
         return run
-    return store.frame(store.read(Path(run)), run=Path(run).name)
+    return store.read_frame(Path(run))
 
 
 def _last_of_each(frame: pd.DataFrame, key: list[str]) -> tuple[pd.DataFrame, list[str]]:

@@ -74,7 +74,7 @@ def _terminal_section(comparison: Comparison, track: str, dataset: str) -> Itera
     if len(times := tables.targets_table(comparison, track, dataset)):
         yield Text("")
         yield _indented(tables.TARGETS_TITLE)
-        yield _rich_table(times[:MOST_SENTENCES])
+        yield rich_table(times[:MOST_SENTENCES])
 
 
 def rich_table(table: pd.DataFrame) -> Table:

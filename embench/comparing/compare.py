@@ -16,6 +16,7 @@ from embench.comparing.frames import (
     CELL,
     Runs,
     by_label,
+    has_shared_cores,
     load,
     metric_values,
     model_name,
@@ -82,7 +83,7 @@ def compare(
         overall=tuple(_overall(changes)),
         paybacks=tuple(_paybacks(changes, frame)),
         failures=tuple(_failures(frame)),
-        notes=(*notes, *_remarks(frame)),
+        notes=(*notes, *_disturbances(frame), *_remarks(frame)),
         records=frame,
     )
 
@@ -225,6 +226,22 @@ def _failures(frame: pd.DataFrame) -> list[Failure]:
     return [
         Failure(*map(str, names), count=len(rows), message=str(rows["message"].iloc[0]))
         for names, rows in failed
+    ]
+
+
+def _disturbances(frame: pd.DataFrame) -> list[str]:
+    """How many trials others disturbed, all the same after a second time, and the first of them."""
+    timed = ok(frame)
+    if "disturbed" not in timed:
+        return []
+    rows = timed[(timed["disturbed"] != "") & ~has_shared_cores(timed)]
+    if rows.empty:
+        return []
+    first = rows.iloc[0]
+    return [
+        f"{len(rows)} of {len(timed)} finished trials were disturbed, so that their times are "
+        f"doubtful; the first, {first['label']} on {first['dataset']} ({first['track']}, seed "
+        f"{first['seed']}): {first['disturbed']}"
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from embench import store
-from embench.metrics import METRICS, Metric
+from embench.metrics import METRICS, TIMES, Metric
 from embench.registry import unknown
 from embench.types import TRACKS, Spec
 
@@ -58,7 +58,8 @@ def tidy(
         frame = frame[frame["track"].isin(list(tracks))]
     # By what a reader can tell apart: an old time limit must not count as another seed.
     frame, notes = _last_of_each(_with_labels(frame), [*CELL, "seed"])
-    return _with_excess(_in_order(frame)).reset_index(drop=True), notes
+    frame, more = _timed_alone(frame)
+    return _with_excess(_in_order(frame)).reset_index(drop=True), [*notes, *more]
 
 
 def same_cells(*frames: pd.DataFrame) -> list[pd.DataFrame]:
@@ -154,6 +155,22 @@ def _last_of_each(frame: pd.DataFrame, key: list[str]) -> tuple[pd.DataFrame, li
     count = len(frame.loc[again].drop_duplicates(key))
     trials = "1 trial" if count == 1 else f"{count} trials"
     return frame[~again], [f"{trials} measured more than once: the last record of each counts"]
+
+
+def _timed_alone(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Without the seconds of trials that shared their cores, and a note that says so."""
+    shared = has_shared_cores(frame)
+    if not shared.any():
+        return frame, []
+    times = [name for name in TIMES if name in frame]
+    trials = "1 trial" if shared.sum() == 1 else f"{shared.sum()} trials"
+    note = f"{trials} may have shared cores with others: their times are not compared"
+    return frame.assign(**{name: frame[name].mask(shared) for name in times}), [note]
+
+
+def has_shared_cores(frame: pd.DataFrame) -> pd.Series:
+    """Of each row, whether it is of the grade "quality", one of GRADES: older frames know none."""
+    return frame.get("grade", pd.Series("timing", index=frame.index)) == "quality"
 
 
 def _with_labels(frame: pd.DataFrame) -> pd.DataFrame:

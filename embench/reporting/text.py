@@ -18,7 +18,7 @@ from embench.comparing import tables
 from embench.comparing.tables import Comparison
 from embench.comparing.words import quantity
 from embench.metrics import METRICS
-from embench.types import STATUSES, Record, Spec
+from embench.types import GRADES, STATUSES, Record, Spec
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -175,16 +175,16 @@ def record_page(record: Record) -> str:
         >>> from embench.types import Trial
         >>> trial = Trial(dataset=Spec("iris"), model=Spec("em"), track="default", seed=0)
         >>> print(record_page(Record(trial=trial, status="ok", metrics={"fit_seconds": 0.012})))
-        trial        em-iris-default-s0-...
-        model        em
-        dataset      iris
-        track        default: every model as its own user would call it
-        seed         0
-        device       cpu, float64, 1 thread
-        time limit   60.0 s
-        status       ok: finished and judged
+        trial                em-iris-default-s0-...
+        model                em
+        dataset              iris
+        track                default: every model as its own user would call it
+        seed                 0
+        device               cpu, float64, 1 thread
+        time limit           60.0 s
+        status               ok: finished and judged
         <BLANKLINE>
-        fit time     12.0 ms
+        fit time             12.0 ms      monotonic clock of the system
     """
     trial = record.trial
     threads = "1 thread" if trial.threads == 1 else f"{trial.threads} threads"
@@ -198,11 +198,22 @@ def record_page(record: Record) -> str:
         "time limit": quantity(trial.time_limit, "s"),
         "status": f"{record.status}: {STATUSES[record.status]}",
     }
-    if record.message:
-        asked["message"] = record.message
+    said = {"message": record.message, "disturbed": record.disturbed, "ended": record.ended}
+    said["grade"] = f"{record.grade}: {GRADES[record.grade]}" if record.grade != "timing" else ""
+    asked |= {name: words for name, words in said.items() if words}
+    fits = {
+        f"fit {number}": f"{quantity(seconds, 's')}, CPU {quantity(cpu, 's')}"
+        for number, (seconds, cpu) in enumerate(record.fits, start=1)
+    }
     metrics = {
-        METRICS[name].title: quantity(value, METRICS[name].unit)
+        METRICS[name].title: f"{quantity(value, METRICS[name].unit):12} {METRICS[name].source}"
         for name, value in record.metrics.items()
+    }
+    if record.trial_seconds is not None:
+        fits["whole trial"] = quantity(record.trial_seconds, "s")
+    noise = {
+        name.removesuffix("_seconds"): quantity(value, "s" if name.endswith("_seconds") else "")
+        for name, value in record.noise.items()
     }
     curve = {
         f"after {n_iter}": f"{quantity(nll, 'nat')} in {quantity(seconds, 's')}"
@@ -210,8 +221,8 @@ def record_page(record: Record) -> str:
     }
     sizes = {name: str(value) for name, value in record.sizes.items()}
     environment = {key: str(value) for key, value in record.environment.items()}
-    groups = filter(None, [asked, sizes, metrics, curve, environment])
-    return "\n\n".join("\n".join(f"{k:12} {v}" for k, v in group.items()) for group in groups)
+    groups = filter(None, [asked, sizes, metrics, fits, noise, curve, environment])
+    return "\n\n".join("\n".join(f"{k:20} {v}" for k, v in group.items()) for group in groups)
 
 
 def _with_version(spec: Spec) -> str:

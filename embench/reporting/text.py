@@ -86,7 +86,7 @@ def rich_table(table: pd.DataFrame) -> Table:
     drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for name in map(str, table):
         # A head wraps at its words, so that the width goes to the names of the models.
-        longest = max(len(word) for word in [*table[name], *name.split(), "[nat] ↓"])
+        longest = max(len(word) for word in [*table[name], *name.split(" "), "[nat]\u00a0↓"])
         justify: Literal["left", "right"] = "left" if name in TEXT_COLUMNS else "right"
         drawn.add_column(
             Text(name),

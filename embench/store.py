@@ -11,14 +11,13 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic_core import from_json
-
-from embench.types import InputError, Record, Spec, Trial, check_schema
+from embench.types import InputError, Record, Spec, Trial, check_schema, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,6 +111,41 @@ def statuses(folder: Path) -> dict[str, str]:
     return dict(_each(folder, lambda fields: (fields["id"], fields["status"])))
 
 
+@dataclass(frozen=True)
+class Merged:
+    """What a merged run holds, how many lines it has once for several, and whose end was torn."""
+
+    n_records: int
+    n_trials: int
+    n_same: int
+    torn: tuple[Path, ...]
+
+
+@_uncollected()
+def merge(folders: Iterable[Path], out: Path) -> Merged:
+    """Copy the records of several runs into a new one, those that are the same once.
+
+    They are ordered by when they ended, so that the newest of a trial is still its last. Those
+    that do not say when come first, in the order of the runs. Killed at any time, it leaves all of
+    the records or a run without any; a torn last line is left out.
+
+    Raises:
+        InputError: As `read` and `writing` do, or ``out`` holds records already.
+    """
+    found: dict[bytes, tuple[str, str]] = {}
+    torn, n_lines = [], 0
+    for folder in folders:
+        for number, line in enumerate(_lines(folder), start=1):
+            if _is_whole(line):
+                found[line] = found.get(line) or _made(_end, line, folder, number)
+                n_lines += 1
+            else:
+                torn.append(folder)
+    _write_whole(sorted(found, key=lambda line: found[line][0]), out)
+    trials = {trial for _, trial in found.values()}
+    return Merged(len(found), len(trials), n_lines - len(found), tuple(torn))
+
+
 def latest(records: Iterable[Record]) -> list[Record]:
     """The newest record of each trial, in the order in which the trials first came."""
     return list({record.trial.id: record for record in records}.values())
@@ -172,12 +206,12 @@ def _row(fields: Mapping[str, Any], run: str, texts: dict[str, str]) -> dict[str
         "threads": trial["threads"],
         "time_limit": trial["time_limit"],
         "status": fields["status"],
-        "message": fields["message"],
+        "message": printable(fields["message"]),
         **fields["sizes"],
         **fields["metrics"],
         "curve": tuple(map(tuple, fields["curve"])),
         "fits": tuple(map(tuple, fields["fits"])),
-        "trial_seconds": fields["trial_seconds"],
+        "trial_seconds": nan if fields["trial_seconds"] is None else fields["trial_seconds"],
         "grade": fields["grade"],
         "noise": fields["noise"],
         "disturbed": fields["disturbed"],
@@ -186,33 +220,67 @@ def _row(fields: Mapping[str, Any], run: str, texts: dict[str, str]) -> dict[str
     }
 
 
+def _end(fields: dict[str, Any]) -> tuple[str, str]:
+    """When a record ended, and the id of its trial."""
+    return Record.from_json(fields).ended, fields["id"]
+
+
+def _write_whole(lines: Iterable[bytes], folder: Path) -> None:
+    """A new run with these lines: under another name until all of them are on the disk."""
+    path, part = folder / RECORDS, folder / f"{RECORDS}.part"
+    with writing(folder):
+        if path.stat().st_size:
+            raise InputError(f"{folder} holds records already; choose another --out")
+        try:
+            with part.open("wb") as file:
+                file.writelines(lines)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError as error:
+            raise InputError(
+                f"cannot write to {folder}: {error.strerror}; choose another --out"
+            ) from error
+        finally:
+            part.unlink(missing_ok=True)
+
+
 def _text(spec: Mapping[str, Any], texts: dict[str, str]) -> str:
     key = repr(spec)
     if key not in texts:
-        texts[key] = str(Spec(**spec))
+        texts[key] = printable(str(Spec(**spec)))
     return texts[key]
 
 
 def _each(folder: Path, make: Callable[[dict[str, Any]], T]) -> Iterator[T]:
     """What ``make`` makes of the fields of each whole line of a run."""
+    for number, line in enumerate(_lines(folder), start=1):
+        if _is_whole(line):
+            yield _made(make, line, folder, number)
+
+
+def _lines(folder: Path) -> Iterator[bytes]:
+    """All lines of a run; the last one may be torn."""
     path = folder / RECORDS
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.endswith(b"\n"):
-                    yield _made(make, line, path, number)
+            yield from file
     except OSError as error:
         raise InputError(f"no run in {folder}: {error.strerror} ({path})") from error
 
 
-def _made(make: Callable[[dict[str, Any]], T], line: bytes, path: Path, number: int) -> T:
+def _is_whole(line: bytes) -> bool:
+    return line.endswith(b"\n")
+
+
+def _made(make: Callable[[dict[str, Any]], T], line: bytes, folder: Path, number: int) -> T:
     try:
         fields = _parsed(line)
         check_schema(fields)
         return make(fields)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path}:{number}: not a record ({error}); mend or delete this line"
+            f"{folder / RECORDS}:{number}: not a record ({error}); mend or delete this line"
         ) from error
 
 
@@ -221,6 +289,8 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
     It reads halves of surrogate pairs, as the names of files may have.
     """
+    from pydantic_core import from_json  # `embench --help` does without
+
     try:
         return from_json(line)
     except ValueError:

@@ -501,6 +501,15 @@ def task_of(model: Model) -> str:
     return "conditional" if isinstance(model, ConditionalModel) else "density"
 
 
+def printable(text: str) -> str:
+    """A text as UTF-8 can say it: of a file's name that is none, the odd bytes are escaped.
+
+    >>> printable("caf\\udce9.csv")
+    'caf\\\\udce9.csv'
+    """
+    return text.encode(errors="backslashreplace").decode()
+
+
 @cache  # the names of a run are few, its trials many
 def _words(model: str, dataset: str, track: str) -> str:
     """Names joined, fit for a file's name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 
@@ -214,6 +215,14 @@ TABLES = {
         ("compare nowhere", "unknown run 'nowhere'"),
         ("compare", "no run in results/ yet"),
         ("show em-iris", "unknown trial"),
+        ("merge nowhere --out new", "unknown run 'nowhere'"),
+        ("merge --out new", "Missing argument 'RUN...'"),
+        ("export", "give --csv or --parquet, or an --out that ends in .csv or .parquet"),
+        ("export --out table.txt", "give --csv or --parquet"),
+        ("export --csv --parquet", "--csv and --parquet do not go together"),
+        ("export --csv --out table.parquet", "--csv and --out table.parquet do not go together"),
+        ("export --parquet --out -", "--parquet and --out - do not go together"),
+        ("export --csv", "no run in results/ yet"),
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_code_2(embench, tmp_path, arguments, words):
@@ -236,6 +245,68 @@ def test_a_metric_or_baseline_that_is_not_there_is_a_mistake(finished_run, emben
     assert (metric.exit_code, baseline.exit_code) == (2, 2)
     assert "did you mean 'nll'" in metric.stderr
     assert "did you mean 'sklearn-em'" in baseline.stderr
+
+
+def test_merge_puts_runs_into_one_and_says_what_comes_next(finished_run, embench, tmp_path):
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    written = (finished_run / store.RECORDS).read_bytes()
+    (torn / store.RECORDS).write_bytes(written[: written.rfind(b"\n", 0, -1) + 20])
+
+    result = embench("merge", torn, finished_run, "--out", "both runs")
+    again = embench("merge", finished_run, "--out", "both runs")
+
+    assert result.exit_code == 0, result.output
+    assert f"the last line of {torn / store.RECORDS} is unfinished: left out" in result.stderr
+    assert "4 records of 4 trials, 3 were the same: both runs/records.jsonl" in result.stdout
+    assert result.stdout.endswith("next: embench compare 'both runs'\n")
+    assert (tmp_path / "both runs" / store.RECORDS).read_bytes() == written
+    assert again.exit_code == 2
+    assert "both runs holds records already" in again.stderr
+
+
+@pytest.mark.parametrize("style", ["csv", "parquet"])
+def test_export_writes_beside_the_latest_run(finished_run, embench, tmp_path, style):
+    embench("merge", finished_run, "--out", "results/mine")
+
+    result = embench("export", f"--{style}")
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"4 records: results/mine/records.{style}\n"
+    table = {"csv": pd.read_csv, "parquet": pd.read_parquet}[style](
+        tmp_path / "results" / "mine" / f"records.{style}"
+    )
+    assert table["nll"].tolist() == pytest.approx(store.read_frame(finished_run)["nll"].tolist())
+
+
+def test_export_takes_its_format_from_the_name_of_the_file(finished_run, embench, tmp_path):
+    result = embench("export", finished_run, finished_run, "--out", "table.parquet")
+
+    assert result.stdout == "8 records: table.parquet\n"
+    assert len(pd.read_parquet(tmp_path / "table.parquet")) == 8
+
+
+def test_export_to_stdout_is_the_table_alone(finished_run, embench):
+    result = embench("export", finished_run, "--out", "-")
+
+    assert result.exit_code == 0
+    assert pd.read_csv(io.StringIO(result.stdout))["run"].tolist() == ["run"] * 4
+
+
+def test_an_export_that_cannot_be_written_or_has_nothing_to_write_is_a_mistake(
+    finished_run, embench, tmp_path
+):
+    with store.writing(tmp_path / "empty"):
+        pass
+
+    nowhere = embench("export", finished_run, "--out", "nowhere/table.csv")
+    full = embench("export", finished_run, "--csv", "--out", "/dev/full")
+    empty = embench("export", "empty", "--csv")
+
+    assert [result.exit_code for result in (nowhere, full, empty)] == [2, 2, 2]
+    assert "cannot write nowhere/table.csv: No such file or directory" in nowhere.stderr
+    assert "cannot write /dev/full: No space left on device" in full.stderr
+    assert "no record in empty yet" in empty.stderr
 
 
 def test_a_folder_that_cannot_be_written_is_a_mistake(embench, tmp_path):

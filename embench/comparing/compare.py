@@ -101,10 +101,11 @@ def _chosen(metrics: Iterable[str] | None) -> list[str]:
 
 def _matching(rows: pd.DataFrame, model: str) -> list[str]:
     """The labels that are this text, or whose model is this text, or else has this name."""
-    name = rows["model"].map(model_name)
-    for match in (rows["label"] == model, rows["model"] == model, name == model):
+    known = rows[["label", "model"]].drop_duplicates()
+    name = known["model"].map(model_name)
+    for match in (known["label"] == model, known["model"] == model, name == model):
         if match.any():
-            return list(rows.loc[match, "label"].unique())
+            return list(known.loc[match, "label"].unique())
     return []
 
 
@@ -127,18 +128,21 @@ def _baselines(rows: pd.DataFrame, asked: str | None) -> tuple[list[str], str]:
 def _changes(rows: pd.DataFrame, baselines: list[str], metrics: list[str]) -> list[Change]:
     """Each other model of one track and dataset against its baseline, in each metric."""
     labelled = by_label(rows)
+    values = {
+        label: {metric: metric_values(own, metric) for metric in metrics}
+        for label, own in labelled.items()
+    }
     against = {label: labelled.pop(label) for label in baselines}
     found = []
     for label, new in labelled.items():
         baseline = _most_like(new, against)
         for metric in metrics:
-            old_values, new_values = (metric_values(side, metric) for side in (baseline, new))
             found.append(
                 change(
                     METRICS[metric],
-                    old_values,
-                    new_values,
-                    baseline=str(baseline["label"].iloc[0]),
+                    values[baseline][metric],
+                    values[label][metric],
+                    baseline=baseline,
                     candidate=label,
                     overlap=overlap(new),
                     track=str(new["track"].iloc[0]),
@@ -148,10 +152,10 @@ def _changes(rows: pd.DataFrame, baselines: list[str], metrics: list[str]) -> li
     return [item for item in found if item is not None]
 
 
-def _most_like(candidate: pd.DataFrame, baselines: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def _most_like(candidate: pd.DataFrame, baselines: Mapping[str, pd.DataFrame]) -> str:
     """The baseline that shares most parameters and settings with a candidate, else the first."""
     own = _settings(candidate)
-    return max(baselines.values(), key=lambda rows: len(own & _settings(rows)))
+    return max(baselines, key=lambda label: len(own & _settings(baselines[label])))
 
 
 def _settings(rows: pd.DataFrame) -> set[tuple[str, str]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from embench import store
@@ -88,10 +89,12 @@ def ok(frame: pd.DataFrame) -> pd.DataFrame:
 
 def metric_values(frame: pd.DataFrame, metric: str) -> pd.Series:
     """A metric's values by seed, over the ok trials that have it."""
-    rows = ok(frame)
-    if metric not in rows:
+    if metric not in frame:
         return pd.Series(dtype=float)
-    return rows.set_index("seed")[metric].dropna().astype(float)
+    # Column by column: tables of all seeds and models are asked for every metric by itself.
+    values, seeds = frame[metric].to_numpy(float), frame["seed"].to_numpy()
+    there = (frame["status"] == "ok").to_numpy() & ~np.isnan(values)
+    return pd.Series(values[there], index=pd.Index(seeds[there], name="seed"), name=metric)
 
 
 def leading(table: pd.DataFrame) -> Metric:
@@ -203,14 +206,10 @@ def _versioned(frame: pd.DataFrame, noun: str) -> pd.Series:
 
 def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
     """By track, dataset, label and seed."""
-    tracks = list(TRACKS)
-    keys = [
-        (tracks.index(track), natural(dataset), natural(label), seed)
-        for track, dataset, label, seed in zip(
-            *(frame[name] for name in [*CELL, "seed"]), strict=True
-        )
-    ]
-    return frame.iloc[sorted(range(len(keys)), key=keys.__getitem__)]
+    places = {"track": list(TRACKS)}
+    places |= {name: sorted(frame[name].unique(), key=natural) for name in ("dataset", "label")}
+    ranks = [frame[name].map(places[name].index) for name in CELL]
+    return frame.iloc[np.lexsort([frame["seed"], *reversed(ranks)])]
 
 
 def _with_excess(frame: pd.DataFrame) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from html import escape
 
 import pandas as pd
@@ -59,6 +60,11 @@ class Comparison:
         """Every (track, dataset) that was measured, in order."""
         found = self.summary[["track", "dataset"]].drop_duplicates()
         return list(found.itertuples(index=False, name=None))
+
+    @cached_property
+    def models(self) -> pd.DataFrame:
+        """Every model of a track, once, in the order of the records: track, label, model."""
+        return self.records[["track", "label", "model"]].drop_duplicates()
 
     def __repr__(self) -> str:
         return str(self)

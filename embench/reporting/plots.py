@@ -320,7 +320,7 @@ def _sweeps(rows: pd.DataFrame, size: str) -> list[tuple[str, str, pd.DataFrame]
 
 def _labels(comparison: Comparison) -> list[str]:
     """Every model of the comparison, in the order that gives colours."""
-    return sorted(comparison.records["label"].unique(), key=natural)
+    return sorted(comparison.models["label"].unique(), key=natural)
 
 
 def _slots(comparison: Comparison) -> dict[str, int]:
@@ -328,11 +328,11 @@ def _slots(comparison: Comparison) -> dict[str, int]:
 
     Models of one name in different tracks share theirs, so that a name keeps its colour.
     """
-    records = comparison.records
-    tracks = {label: set(rows["track"]) for label, rows in by_label(records).items()}
-    names = {
-        label: str(rows["model"].iloc[0]).split(":")[0] for label, rows in by_label(records).items()
-    }
+    tracks: dict[str, set[str]] = {}
+    names: dict[str, str] = {}
+    for track, label, model in comparison.models.itertuples(index=False):
+        tracks.setdefault(label, set()).add(track)
+        names.setdefault(label, model.split(":")[0])
     found: dict[str, tuple[str, int]] = {}
     for label in _labels(comparison):
         taken = {slot for other, slot in found.items() if tracks[other] & tracks[label]}

@@ -6,7 +6,9 @@ references in ``results/reference``: with any family, number of components, star
 What it is not: an estimate of how well a mixture can do. The lowest of many values on the same
 held-out samples is a little below what the same fit has on new ones, the more so the fewer are held
 out and the more fits there were. As a line that is the same for all who race to it, it does no
-harm: whoever is judged against it is judged against the same number.
+harm: whoever is judged against it is judged against the same number. But where many values are
+equal, a component that has shrunk onto them is dense on held-out samples, too, and draws a line as
+low as ``reg_covar`` lets it be.
 
 Only ends count, no point on the way to one: a model must be able to rest there. A fit that the
 judge could not judge, since the model is no Gaussian mixture and has the word on its own NLL, does

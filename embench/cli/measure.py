@@ -106,8 +106,8 @@ def _crowded(workers: int, threads: int) -> str:
     if asked <= there:
         return ""
     return (
-        f"{workers} workers of {threads} threads take {asked} cores, here are {there}: trials without "
-        "cores of their own are of the grade quality, and their times are not compared"
+        f"{workers} workers with {threads} threads each take {asked} cores, and here are {there}: "
+        "trials share cores, are of the grade quality, and their times are not compared"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -330,3 +331,56 @@ def test_your_own_file_ends_in_a_recommendation(embench, tmp_path):
 
     assert ran.exit_code == compared.exit_code == 0, ran.output
     assert "Take em:n_components=2" in compared.output
+
+
+def test_a_plan_says_what_is_done_what_it_takes_and_what_nobody_knows(finished_run, embench):
+    (store.RESULTS / "known").parent.mkdir()
+    (store.RESULTS / "known").symlink_to(finished_run)
+    more = ["--model", "em,sklearn-em,spec-em", *FAST[2:]]
+
+    result = embench("plan", *more, "--out", finished_run)
+
+    assert result.exit_code == 0, result.output
+    assert "2 trials to run (4 are done), 2 of unknown length" in result.output
+    [line] = [line for line in result.output.splitlines() if line.startswith("spec-em")]
+    assert line.split()[-1] == "unknown"
+    [again] = embench("plan", *FAST, "--out", "new").output.splitlines()[-1:]
+    assert again.startswith("4 trials to run, about ")
+
+
+def test_a_plan_lists_every_trial_in_the_order_of_the_run(embench):
+    result = embench("plan", *FAST, "--trials", "--order-seed", "5", "--out", "run")
+    ran = embench("run", *FAST, "--order-seed", "5", "--isolation", "none", "--no-remeasure",
+                  "--out", "run")  # fmt: skip
+
+    assert ran.exit_code == 0, ran.output
+    listed = [line.split()[0] for line in result.output.splitlines() if "iris" in line]
+    records = store.read(Path("run"))
+    assert [name[:30] for name in listed] == [record.trial.id[:30] for record in records]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--memory-limit", "much"], "--memory-limit: expected a size like 2GiB"),
+        (["--memory-limit", "0"], "--memory-limit: expected a size like 2GiB"),
+        (["--executor", "dask"], "--scheduler tcp://"),
+        (["--scheduler", "tcp://127.0.0.1:1"], "--scheduler is for --executor dask"),
+        (["--isolation", "none", "--workers", "2"], "--isolation none runs trials here"),
+    ],
+)
+def test_ways_of_running_that_make_no_sense_are_one_line(embench, options, words):
+    result = embench("run", *FAST, *options)
+
+    assert result.exit_code == 2
+    assert words in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_memory_limit_stops_a_trial_and_not_the_run(embench):
+    result = embench("run", "--model", "bad_models:Hungry,em", *FAST[2:], "--memory-limit", "1GiB",
+                     "--out", "run")  # fmt: skip
+
+    assert result.exit_code == 0, result.output
+    statuses = {r.trial.model.name: r.status for r in store.read(Path("run"))}
+    assert statuses == {"bad_models:Hungry": "out-of-memory", "em": "ok"}

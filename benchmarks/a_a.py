@@ -24,8 +24,9 @@ from embench.comparing.change import change
 from embench.comparing.frames import metric_values
 from embench.comparing.stats import Interval, paired_difference, paired_ratio
 from embench.measuring.executors import Execution
-from embench.measuring.plan import Suite, plan
+from embench.measuring.plan import plan
 from embench.measuring.run import execute
+from embench.measuring.suite import Suite
 from embench.metrics import METRICS, Metric
 
 NAMES = ("em", "embench.models.em:GaussianMixture")

@@ -24,8 +24,9 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from embench.measuring.executors import Execution
-from embench.measuring.plan import Suite, plan
+from embench.measuring.plan import plan
 from embench.measuring.run import execute
+from embench.measuring.suite import Suite
 from embench.types import FloatArray, Trial
 
 WINDOW = 100

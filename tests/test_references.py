@@ -15,7 +15,8 @@ from embench import references
 from embench.comparing.bestknown import DECIMALS, ends, with_best_known
 from embench.comparing.compare import compare
 from embench.comparing.frames import BEST
-from embench.measuring.plan import load_suite, plan
+from embench.measuring.plan import plan
+from embench.measuring.suite import load_suite
 from embench.measuring.trial import run_trial
 from embench.types import OWN_SCORE, InputError, Record, Reference
 

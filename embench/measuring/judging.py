@@ -12,6 +12,7 @@ import numpy as np
 
 from embench import gaussian
 from embench.types import (
+    OWN_SCORE,
     ConditionalMixture,
     ConditionalModel,
     Dataset,
@@ -116,7 +117,7 @@ def _on_judge(fitted: Model) -> str:
     judged = isinstance(fitted, MixtureModel | ConditionalModel)
     if judged or not isinstance(fitted, ScoredModel):
         return ""
-    return "its NLL is by its own score: it has no mixture_ that the judge could compute"
+    return f"{OWN_SCORE}: it has no mixture_ that the judge could compute"
 
 
 def _on_threads(trial: Trial, environment: Mapping[str, Any]) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import json
+import mmap
 import os
 import random
 import resource
 import signal
 import socket
+import struct
 import sys
+import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -18,16 +21,51 @@ from typing import NoReturn
 import numpy as np
 
 from embench.measuring.trial import stages
-from embench.types import Trial
+from embench.types import Record, Trial
 
 ALL = b"\n\n"
 """What ends the records of a trial: an empty line."""
+
+DEADLINE = struct.Struct("db64s")
+"""Of the monotonic clock [s], and length and bytes of what is done until then."""
 
 PR_SET_PDEATHSIG = 1
 """Of prctl(2): the signal that the kernel sends when the parent is gone."""
 
 
-def be(talk: socket.socket, stderr: int, lane: int, memory_limit: int) -> NoReturn:
+class Deadline:
+    """What a child does and until when it may, in memory that it shares with its lane.
+
+    The lane looks at it now and then: that disturbs nothing that is clocked, as a message would,
+    and a child that stands still, or heeds no signal, is killed all the same.
+    """
+
+    def __init__(self) -> None:
+        self._page = mmap.mmap(-1, mmap.PAGESIZE)
+
+    def set(self, doing: str, seconds: float) -> None:
+        """So many seconds from now on for what is done next."""
+        words = doing.encode()
+        DEADLINE.pack_into(self._page, 0, time.monotonic() + seconds, len(words), words)
+
+    def left(self) -> float:
+        """Seconds."""
+        end: float = DEADLINE.unpack_from(self._page)[0]
+        return end - time.monotonic()
+
+    def doing(self) -> str:
+        _, length, words = DEADLINE.unpack_from(self._page)
+        return str(words[:length].decode())
+
+
+def be(
+    talk: socket.socket,
+    stderr: int,
+    lane: int,
+    memory_limit: int,
+    deadline: Deadline,
+    patience: float,
+) -> NoReturn:
     """Run the trials that come, tell their records, and end with the lane.
 
     Args:
@@ -35,7 +73,10 @@ def be(talk: socket.socket, stderr: int, lane: int, memory_limit: int) -> NoRetu
         stderr: Descriptor of the file for what is written to stderr.
         lane: The process that forked this one.
         memory_limit: Bytes that a trial may ask for beyond what is in use now.
+        deadline: To be kept up to date.
+        patience: Seconds that may be taken by what is no fit.
     """
+    me = os.getpid()
     try:
         _die_with(lane)
         os.setsid()
@@ -44,14 +85,30 @@ def be(talk: socket.socket, stderr: int, lane: int, memory_limit: int) -> NoRetu
         for line in talk.makefile("r", encoding="utf-8"):
             trial = Trial.from_json(json.loads(line))
             _seed(trial)
-            for record in stages(trial, disposable=True):
-                talk.sendall(json.dumps(record.to_json(), allow_nan=False).encode() + b"\n")
-            talk.sendall(b"\n")
+            for record in stages(trial, deadline.set, patience):
+                _tell(talk, _as_line(record), me)
+            ctypes.CDLL(None).malloc_trim(0)  # it may be kept, and wait for long
+            _tell(talk, b"\n", me)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
     finally:
         os._exit(1)
+
+
+def _as_line(record: Record) -> bytes:
+    return json.dumps(record.to_json(), allow_nan=False).encode() + b"\n"
+
+
+def _tell(talk: socket.socket, line: bytes, me: int) -> None:
+    if os.getpid() != me:  # a fork that the model let go on beside us
+        os._exit(0)
+    try:
+        talk.sendall(line)
+    except OSError as error:
+        raise RuntimeError(
+            "there is no way to tell the record: did the model close files?"
+        ) from error
 
 
 def _die_with(lane: int) -> None:

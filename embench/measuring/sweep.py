@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -10,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from embench.measuring import noise
 from embench.measuring.executors import Execution, Pool
 from embench.measuring.sizes import Hopeless
+from embench.measuring.trial import utc_now
 from embench.types import Record, Trial
 
 TIMES_AT_MOST = 2
@@ -63,5 +63,4 @@ def disturbed_once(records: Iterable[Record]) -> list[Trial]:
 
 
 def _pruned(trial: Trial, reason: str) -> Record:
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-    return Record(trial=trial, status="pruned", message=reason, ended=now)
+    return Record(trial=trial, status="pruned", message=reason, ended=utc_now())

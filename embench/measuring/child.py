@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -84,8 +85,7 @@ def be(
         _limit(memory_limit)
         for line in talk.makefile("r", encoding="utf-8"):
             trial = Trial.from_json(json.loads(line))
-            _seed(trial)
-            for record in stages(trial, deadline.set, patience):
+            for record in stages(trial, partial(_enter, trial, deadline, me), patience):
                 _tell(talk, _as_line(record), me)
             ctypes.CDLL(None).malloc_trim(0)  # it may be kept, and wait for long
             _tell(talk, b"\n", me)
@@ -101,14 +101,19 @@ def _as_line(record: Record) -> bytes:
 
 
 def _tell(talk: socket.socket, line: bytes, me: int) -> None:
-    if os.getpid() != me:  # a fork that the model let go on beside us
-        os._exit(0)
+    _end_twin(me)
     try:
         talk.sendall(line)
     except OSError as error:
         raise RuntimeError(
             "there is no way to tell the record: did the model close files?"
         ) from error
+
+
+def _end_twin(me: int) -> None:
+    """A fork that the model let go on beside us has nothing to tell."""
+    if os.getpid() != me:
+        os._exit(0)
 
 
 def _die_with(lane: int) -> None:
@@ -132,11 +137,13 @@ def _limit(memory: int) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _seed(trial: Trial) -> None:
-    """Global random states by the trial's seed: all forks would else go on where the root's stand.
+def _enter(trial: Trial, deadline: Deadline, me: int, doing: str, seconds: float) -> None:
+    """Begin what is done next: all fits of a trial begin at the same global random states.
 
     Models are told their ``random_state``; this is for those that draw from what is global.
     """
+    _end_twin(me)
+    deadline.set(doing, seconds)
     seed = trial.seed % 2**32
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002

@@ -35,8 +35,9 @@ CAN_ISOLATE = hasattr(os, "fork") and hasattr(os, "pidfd_open")
 MOST_NAMES = 500
 """Of models and datasets that are imported ahead."""
 
-ATTEMPTS = 3
-"""How often a trial is begun where the processes around it are killed."""
+ATTEMPTS = 5
+"""How often a trial is begun where the processes around it are killed. An import that kills takes
+three: the root's, a lane's, and the child's, which can be told."""
 
 
 FAREWELL_SECONDS = 5.0
@@ -208,6 +209,9 @@ class _Root:
             try:
                 socket.send_fds(self._control, [json.dumps(asked).encode()], [theirs.fileno()])
             except OSError as error:
+                ours.close()
+                self._process.kill()  # it is on its way out
+                self._process.wait()
                 raise LaneLost("the process that starts the others is gone") from error
         return _Lane(ours)
 
@@ -259,6 +263,7 @@ class _Lane:
         """Wake up whoever waits for it; the process at the other end goes, with all of its own."""
         with suppress(OSError):
             self._talk.shutdown(socket.SHUT_RDWR)
+        self._lines.close()
         self._talk.close()
 
 

@@ -86,7 +86,10 @@ def main() -> None:
             _kill_orphans(set(lanes.values()))  # the lane itself is one
         if control not in ready:
             continue
-        message, descriptors, _, _ = socket.recv_fds(control, LARGEST_MESSAGE, 1)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(control, LARGEST_MESSAGE, 1)
+        except ConnectionResetError:  # the caller never asked whether we were ready
+            break
         if not message:
             break
         if (pid := os.fork()) == 0:

@@ -54,7 +54,7 @@ PATIENCE = 60.0
 """Seconds that anything else in a trial, such as making the data or a prediction, may take at
 least, or a fit's limit if that is longer."""
 
-Alarm = Callable[[str, float], None]
+Enter = Callable[[str, float], None]
 """Is told what is done next, and how many seconds it may take before the process is killed."""
 
 
@@ -68,7 +68,7 @@ def run_trial(trial: Trial) -> Record:
 
 
 def stages(
-    trial: Trial, alarm: Alarm = lambda *_: None, patience: float = PATIENCE
+    trial: Trial, enter: Enter = lambda *_: None, patience: float = PATIENCE
 ) -> Iterator[Record]:
     """The record of a trial as soon as it is judged, and again with its curve.
 
@@ -79,7 +79,7 @@ def stages(
     with limited_threads(trial.threads), warnings.catch_warnings(), np.errstate(), chdir("."):
         warnings.simplefilter("ignore")
         try:
-            for record in _run(trial, alarm, max(patience, _longest(trial))):
+            for record in _run(trial, enter, max(patience, _longest(trial))):
                 yield _ended(record, began)
         except Exception as error:
             traceback.clear_frames(error.__traceback__)  # they hold the memory that ran out
@@ -101,15 +101,15 @@ def _ended(record: Record, began: float) -> Record:
     return replace(record, trial_seconds=time.perf_counter() - began, ended=utc_now())
 
 
-def _run(trial: Trial, alarm: Alarm, patience: float) -> Iterator[Record]:
-    alarm("making model and data", patience)
+def _run(trial: Trial, enter: Enter, patience: float) -> Iterator[Record]:
+    enter("making model and data", patience)
     idle = device_memory() if trial.device == "cuda" else None
     data, samples, model = prepared(trial)
-    alarm("warming up", _longest(trial) + WARM_UP_SECONDS)
+    enter("warming up", _longest(trial) + WARM_UP_SECONDS)
     cold_seconds = _warm_up(trial, model, samples)
     with judging.heard() as complaints, noise.witnessed() as witness:
-        fitted, pulled, readings = _timed_pass(trial, model, samples, alarm)
-        alarm("judging", patience)
+        fitted, pulled, readings = _timed_pass(trial, model, samples, enter)
+        enter("judging", patience)
     nll = judging.nll(fitted, data) if isinstance(fitted, ScoredModel) else None
     labels, predict_seconds = _labels(trial, fitted, data.X_test.astype(trial.dtype))
     outcome = Outcome(
@@ -142,7 +142,7 @@ def _run(trial: Trial, alarm: Alarm, patience: float) -> Iterator[Record]:
     )
     yield record
     if isinstance(model, IterativeModel) and isinstance(model, ScoredModel):
-        alarm("drawing the curve", patience + _longest(trial))
+        enter("drawing the curve", patience + _longest(trial))
         yield _with_curve(record, model, samples, data, pulled)
 
 
@@ -197,23 +197,19 @@ def _warm_up(trial: Trial, model: Model, samples: tuple[FloatArray, ...]) -> flo
 
 
 def _timed_pass(
-    trial: Trial, model: Model, samples: tuple[FloatArray, ...], alarm: Alarm
+    trial: Trial, model: Model, samples: tuple[FloatArray, ...], enter: Enter
 ) -> tuple[Model, int | None, list[Reading]]:
     """Fit fresh copies until the clock can be believed; all of them end at the same parameters.
 
-    The first is what is judged: how many there are is for the clock to say, and a model that draws
-    from a global random state would else be another one each time. On the budget track the clock
-    is what is given, and one fit is all there is.
+    On the budget track the clock is what is given, and one fit is all there is.
     """
     readings: list[Reading] = []
     most = 1 if trial.track == "budget" else MAX_FITS
     while len(readings) < most and sum(r.seconds for r in readings) < ENOUGH_SECONDS:
-        twin = clone(model)
-        alarm("fitting", _longest(trial))
+        fitted = clone(model)
+        enter("fitting", _longest(trial))
         with metered(trial.device) as reading:
-            found = _fit(twin, samples, trial)
-        if not readings:
-            fitted, pulled = twin, found
+            pulled = _fit(fitted, samples, trial)
         readings.append(reading)
     return fitted, pulled, readings
 

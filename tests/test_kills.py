@@ -18,103 +18,157 @@ import pytest
 from embench import store
 
 MARK = "EMBENCH_TEST"
-COMMAND = [sys.executable, "-m", "embench.cli", "run", "--dataset", "iris,wine", "--seeds", "5"]
-COMMAND += ["--model", "em,sklearn-em,spec-em,sklearn-em:covariance_type=diag"]
-COMMAND += ["--track", "default", "--workers", "2", "--no-remeasure", "--out"]
-TRIALS = 40
+"""Environment variable by which the processes of a run are known, whoever their parent is."""
+
+COMMAND = [sys.executable, "-m", "embench.cli", "run", "--dataset", "iris,wine"]
+COMMAND += ["--model", "em,sklearn-em,em:max_iter=9,sklearn-em:max_iter=9", "--track", "default"]
+COMMAND += ["--workers", "2", "--no-remeasure"]
+TRIALS_A_SEED = 8
 
 BLOWS = {
-    "driver": [signal.SIGKILL, signal.SIGTERM, signal.SIGINT],
-    "root": [signal.SIGKILL, signal.SIGTERM],
-    "lane": [signal.SIGKILL, signal.SIGTERM],
+    "driver": [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSTOP],
+    "root": [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP],
+    "lane": [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP],
     "child": [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP],
 }
+"""What each is killed by; one that is stopped is killed a moment later."""
+
 SECONDS_TO_GO = 10.0
-LONGEST_RUN = 120.0
+LONGEST_SIEGE = 300.0
 
 
-class Besieged:
-    """The same command again and again, until all its trials are done, and what is left of it."""
+class Siege:
+    """The same command again and again, while processes of it are killed, until all is measured."""
 
-    def __init__(self, folder, rng):
-        self.folder, self.rng = folder, rng
+    def __init__(self, folder, n_seeds, seed):
+        self.folder, self.n_seeds = folder, n_seeds
+        self.rng = random.Random(seed)
         self.path = folder / store.RECORDS
         self.mark = str(uuid.uuid4())
         self.blows = Counter()
         self.starts = 0
-        self.driver = None
         self.written = b""
 
-    def start(self):
-        """Go on, where all of the run before is gone."""
-        self.starts += 1
-        self.driver = psutil.Popen(
-            [*COMMAND, str(self.folder)],
-            env={**os.environ, MARK: self.mark},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+    def lay(self, n_blows):
+        """Strike so many times, look on until all is done, and see that nobody is left."""
+        end = time.monotonic() + LONGEST_SIEGE
+        while not self.is_won() and time.monotonic() < end:
+            self._run(n_blows)
+            assert _wait_until(lambda: not self._processes()), self._processes()
 
-    def strike(self):
-        """Kill one of those that are there, the role first, so that there are blows for each."""
+    def is_won(self):
+        records = store.latest(store.read(self.folder)) if self.path.exists() else []
+        return [r.status for r in records] == TRIALS_A_SEED * self.n_seeds * ["ok"]
+
+    def _run(self, n_blows):
+        """Once, to the end of the driver, which may be its own."""
+        self.starts += 1
+        command = [*COMMAND, "--seeds", str(self.n_seeds), "--out", str(self.folder)]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.driver = subprocess.Popen(command, env={**os.environ, MARK: self.mark}, **quiet)
+        while self.driver.poll() is None:
+            if sum(self.blows.values()) < n_blows:
+                with suppress(subprocess.TimeoutExpired):
+                    self.driver.wait(self.rng.uniform(0.0, 3.0))
+                self._strike()
+            else:
+                self.driver.wait(LONGEST_SIEGE)
+            self._check()
+
+    def _strike(self):
+        """Kill one of those that are there: the role is drawn first, so that each gets its part."""
         there = self._roles()
         if not there:
             return
         role = self.rng.choice(sorted(there))
         victim, blow = self.rng.choice(there[role]), self.rng.choice(BLOWS[role])
         with suppress(psutil.NoSuchProcess):
+            below = victim.children() if role == "lane" else []
             victim.send_signal(blow)
             if blow == signal.SIGSTOP:
                 time.sleep(self.rng.uniform(0.0, 0.1))
                 victim.kill()
             self.blows[f"{role} {blow.name}"] += 1
+            assert _wait_until(lambda: not any(map(_runs, below))), "a child outlived its lane"
 
-    def check(self):
-        """What was ever written is still what it was, where it was."""
+    def _check(self):
+        """What was ever written is what it was, where it was."""
         found = self.path.read_bytes() if self.path.exists() else b""
         whole = found[: found.rfind(b"\n") + 1]
         assert whole.startswith(self.written)
         self.written = whole
 
-    def processes(self):
-        return [one for one in psutil.process_iter() if self._is_ours(one)]
-
     def _roles(self):
-        ours = self.processes()
-        depths = {one.pid: len([p for p in self._parents(one) if p in ours]) for one in ours}
-        names = dict(enumerate(BLOWS))
         roles = {}
-        for one in ours:
-            if name := names.get(depths[one.pid]):
-                roles.setdefault(name, []).append(one)
+        for process in self._processes():
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                roles.setdefault(self._role(process), []).append(process)
         return roles
 
-    def _parents(self, process):
-        with suppress(psutil.NoSuchProcess):
-            return process.parents()
-        return []
+    def _role(self, process):
+        """Root and children have sessions of their own, lanes are in that of their root."""
+        if process.pid == self.driver.pid:
+            return "driver"
+        if os.getsid(process.pid) != process.pid:
+            return "lane"
+        return "root" if process.ppid() == self.driver.pid else "child"
 
-    def _is_ours(self, process):
-        with suppress(psutil.Error):
-            ended = process.status() == psutil.STATUS_ZOMBIE
-            return not ended and process.environ().get(MARK) == self.mark
+    def _processes(self):
+        """All of ours that run, but for helpers of a driver, such as git."""
+        return [
+            process
+            for process in psutil.process_iter()
+            if _mark(process) == self.mark and _runs(process) and "python" in process.name()
+        ]
+
+
+def test_whoever_is_killed_all_is_measured_and_nothing_written_is_lost(tmp_path):
+    siege = Siege(tmp_path, n_seeds=3, seed=1)
+
+    siege.lay(n_blows=5)
+
+    _is_as_if_nothing_had_happened(siege)
+
+
+@pytest.mark.slow
+def test_a_hundred_blows(tmp_path, capsys):
+    sieges = [Siege(tmp_path / str(seed), n_seeds=5, seed=seed) for seed in range(10)]
+
+    for siege in sieges:
+        siege.lay(n_blows=10)
+        _is_as_if_nothing_had_happened(siege)
+        with capsys.disabled():
+            sys.stdout.write(f"\n{siege.starts} starts, {dict(sorted(siege.blows.items()))}")
+
+    blows = sum((siege.blows for siege in sieges), Counter())
+    with capsys.disabled():
+        sys.stdout.write(f"\n{blows.total()} blows in all: {dict(sorted(blows.items()))}\n")
+    assert blows.total() >= 90
+    assert {blow.split()[0] for blow in blows} == set(BLOWS)
+
+
+def _is_as_if_nothing_had_happened(siege):
+    assert siege.is_won()
+    ok = Counter(record.trial.id for record in store.read(siege.folder) if record.status == "ok")
+    assert set(ok.values()) == {1}
+
+
+def _mark(process):
+    try:
+        return process.environ().get(MARK)
+    except psutil.Error:
+        return None
+
+
+def _runs(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
         return False
 
 
-def besieged(folder, n_blows, seed):
-    """Kill at random until there have been so many blows, then let it come to its end."""
-    run = Besieged(folder, random.Random(seed))
-    run.start()
-    while sum(run.blows.values()) < n_blows:
-        time.sleep(run.rng.uniform(0.0, 1.0))
-        run.strike()
-        run.check()
-        if run.driver.poll() is not None:
-            if run.is_done():
-                break
-            run.start()
-    return run
-
-
-def test_todo():
-    pass
+def _wait_until(condition):
+    end = time.monotonic() + SECONDS_TO_GO
+    while not (found := condition()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return found

@@ -56,10 +56,10 @@ def sweep(
 
 
 def disturbed_once(records: Iterable[Record]) -> list[Trial]:
-    """The trials whose only measurement was disturbed, in order."""
-    many = list(records)
-    times = Counter(record.trial.id for record in many)
-    return [r.trial for r in many if r.disturbed and times[r.trial.id] < TIMES_AT_MOST]
+    """The trials whose only measurement was disturbed, in order; a failure is no measurement."""
+    measured = [record for record in records if record.status == "ok"]
+    times = Counter(record.trial.id for record in measured)
+    return [r.trial for r in measured if r.disturbed and times[r.trial.id] < TIMES_AT_MOST]
 
 
 def _pruned(trial: Trial, reason: str) -> Record:

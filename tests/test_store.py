@@ -40,9 +40,7 @@ def merged(folder):
     return store.merge([folder], folder / "merged")
 
 
-every_reading = pytest.mark.parametrize(
-    "reading", [store.read, store.read_frame, store.statuses, merged]
-)
+every_reading = pytest.mark.parametrize("reading", [store.read, store.read_frame, merged])
 
 
 def test_what_is_written_is_read_back_in_order(tmp_path, record):
@@ -176,15 +174,12 @@ def test_the_frame_of_a_run_is_that_of_its_records(drawn):
 
 
 @law
-@given(st.lists(records, max_size=4), st.data())
-def test_statuses_are_those_of_the_newest_records(drawn, data):
-    again = [replace(one, status=data.draw(st.sampled_from(["ok", "error"]))) for one in drawn]
+@given(records)
+def test_a_trial_that_is_read_has_the_id_that_it_was_written_with(drawn):
     with tempfile.TemporaryDirectory() as folder:
-        run = written(folder, [*drawn, *again])
+        [read] = store.read(written(folder, [drawn]))
 
-        found = store.statuses(run)
-
-    assert found == {one.trial.id: one.status for one in store.latest(again)}
+    assert read.trial.id == drawn.trial.id == replace(read.trial).id
 
 
 def test_what_an_older_schema_does_not_say_has_its_default_in_the_frame_too(tmp_path, record):
@@ -267,7 +262,7 @@ def test_the_newest_record_of_a_trial_is_the_last_after_a_merge(tmp_path, record
     merged = store.merge(runs, tmp_path / "merged")
 
     assert store.read(tmp_path / "merged") == [record(1), failed, mended]
-    assert store.statuses(tmp_path / "merged")[mended.trial.id] == "ok"
+    assert mended in store.latest(store.read(tmp_path / "merged"))
     assert (merged.n_records, merged.n_trials) == (3, 2)
 
 

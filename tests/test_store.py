@@ -131,6 +131,15 @@ def test_the_newest_record_of_a_trial_counts(record):
 
 
 @every_reading
+def test_another_schema_stops_with_file_and_line_and_both_numbers(tmp_path, record, reading):
+    line = {**record(0).to_json(), "schema": 99}
+    (tmp_path / store.RECORDS).write_text(json.dumps(line) + "\n")
+
+    with pytest.raises(InputError, match=r"records\.jsonl:1: .*expected schema 2, got schema 99"):
+        reading(tmp_path)
+
+
+@every_reading
 def test_no_run_is_an_error_that_names_the_file(tmp_path, reading):
     with pytest.raises(InputError, match=r"no run in .*records\.jsonl"):
         reading(tmp_path)
@@ -171,6 +180,20 @@ def test_the_frame_of_a_run_is_that_of_its_records(drawn):
 
         assert store.read(run) == drawn
         pd.testing.assert_frame_equal(frame, store.frame(drawn, run=run.name))
+
+
+@law
+@given(records.filter(lambda one: one.trial_seconds is not None))
+def test_a_row_of_the_frame_has_every_field_of_its_record(drawn):
+    [row] = store.frame([drawn]).to_dict("records")
+
+    asked = {f"{noun}_{part}": getattr(getattr(drawn.trial, noun), part)
+             for noun in ("dataset", "model") for part in ("params", "version")}  # fmt: skip
+    texts = {"dataset": str(drawn.trial.dataset), "model": str(drawn.trial.model)}
+    nested = {"trial", "metrics", "sizes", "schema"}
+    own = {name: value for name, value in vars(drawn).items() if name not in nested}
+    expected = {**vars(drawn.trial), **asked, **texts, **drawn.sizes, **drawn.metrics, **own}
+    assert row == {"run": "", **expected, "id": drawn.trial.id}
 
 
 @law

@@ -101,16 +101,6 @@ def read_frame(folder: Path) -> pd.DataFrame:
     return _frame(_each(folder, partial(_row, run=folder.name, texts={})))
 
 
-@_uncollected()
-def statuses(folder: Path) -> dict[str, str]:
-    """The status of the newest record of each trial, by the trial's id.
-
-    Raises:
-        InputError: As `read` does.
-    """
-    return dict(_each(folder, lambda fields: (fields["id"], fields["status"])))
-
-
 @dataclass(frozen=True)
 class Merged:
     """What a merged run holds, how many lines it has once for several, and whose end was torn."""

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -223,7 +223,7 @@ class Trial:
     threads: int = 1
     time_limit: float = 60.0
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Readable name ending in a digest of every field, versions included."""
         specs = {"dataset": vars(self.dataset), "model": vars(self.model)}
@@ -232,10 +232,13 @@ class Trial:
         return f"{_words(self.model.name, self.dataset.name, self.track)}-s{self.seed}-{digest}"
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """The inverse of ``dataclasses.asdict``."""
+    def from_json(cls, fields: Mapping[str, Any], id: str | None = None) -> Self:
+        """The inverse of ``dataclasses.asdict``; an id that is known is not computed anew."""
         specs = {key: Spec(**fields[key]) for key in ("dataset", "model")}
-        return cls(**{**fields, **specs})
+        trial = cls(**{**fields, **specs})
+        if id is not None:
+            vars(trial)["id"] = id
+        return trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,7 +283,7 @@ class Record:
         """
         check_schema(fields)
         own = {key: value for key, value in fields.items() if key != "id"}
-        own["trial"] = Trial.from_json(fields["trial"])
+        own["trial"] = Trial.from_json(fields["trial"], fields.get("id"))
         own["curve"] = tuple((seconds, n_iter, nll) for seconds, n_iter, nll in fields["curve"])
         own["fits"] = tuple((seconds, cpu) for seconds, cpu in fields.get("fits", ()))
         return cls(**{**own, "schema": SCHEMA})

@@ -40,9 +40,7 @@ def merged(folder):
     return store.merge([folder], folder / "merged")
 
 
-every_reading = pytest.mark.parametrize(
-    "reading", [store.read, store.read_frame, store.statuses, merged]
-)
+every_reading = pytest.mark.parametrize("reading", [store.read, store.read_frame, merged])
 
 
 def test_what_is_written_is_read_back_in_order(tmp_path, record):
@@ -133,6 +131,15 @@ def test_the_newest_record_of_a_trial_counts(record):
 
 
 @every_reading
+def test_another_schema_stops_with_file_and_line_and_both_numbers(tmp_path, record, reading):
+    line = {**record(0).to_json(), "schema": 99}
+    (tmp_path / store.RECORDS).write_text(json.dumps(line) + "\n")
+
+    with pytest.raises(InputError, match=r"records\.jsonl:1: .*expected schema 2, got schema 99"):
+        reading(tmp_path)
+
+
+@every_reading
 def test_no_run_is_an_error_that_names_the_file(tmp_path, reading):
     with pytest.raises(InputError, match=r"no run in .*records\.jsonl"):
         reading(tmp_path)
@@ -176,15 +183,26 @@ def test_the_frame_of_a_run_is_that_of_its_records(drawn):
 
 
 @law
-@given(st.lists(records, max_size=4), st.data())
-def test_statuses_are_those_of_the_newest_records(drawn, data):
-    again = [replace(one, status=data.draw(st.sampled_from(["ok", "error"]))) for one in drawn]
+@given(records.filter(lambda one: one.trial_seconds is not None))
+def test_a_row_of_the_frame_has_every_field_of_its_record(drawn):
+    [row] = store.frame([drawn]).to_dict("records")
+
+    asked = {f"{noun}_{part}": getattr(getattr(drawn.trial, noun), part)
+             for noun in ("dataset", "model") for part in ("params", "version")}  # fmt: skip
+    texts = {"dataset": str(drawn.trial.dataset), "model": str(drawn.trial.model)}
+    nested = {"trial", "metrics", "sizes", "schema"}
+    own = {name: value for name, value in vars(drawn).items() if name not in nested}
+    expected = {**vars(drawn.trial), **asked, **texts, **drawn.sizes, **drawn.metrics, **own}
+    assert row == {"run": "", **expected, "id": drawn.trial.id}
+
+
+@law
+@given(records)
+def test_a_trial_that_is_read_has_the_id_that_it_was_written_with(drawn):
     with tempfile.TemporaryDirectory() as folder:
-        run = written(folder, [*drawn, *again])
+        [read] = store.read(written(folder, [drawn]))
 
-        found = store.statuses(run)
-
-    assert found == {one.trial.id: one.status for one in store.latest(again)}
+    assert read.trial.id == drawn.trial.id == replace(read.trial).id
 
 
 def test_what_an_older_schema_does_not_say_has_its_default_in_the_frame_too(tmp_path, record):
@@ -267,7 +285,7 @@ def test_the_newest_record_of_a_trial_is_the_last_after_a_merge(tmp_path, record
     merged = store.merge(runs, tmp_path / "merged")
 
     assert store.read(tmp_path / "merged") == [record(1), failed, mended]
-    assert store.statuses(tmp_path / "merged")[mended.trial.id] == "ok"
+    assert mended in store.latest(store.read(tmp_path / "merged"))
     assert (merged.n_records, merged.n_trials) == (3, 2)
 
 

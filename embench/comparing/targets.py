@@ -22,6 +22,7 @@ within which two models count as equal."""
 MIDDLE = TARGETS[1]
 
 FIT = ["track", "dataset", "label", "seed"]
+NEEDED = [*FIT, "status", "best_known", "nll", "fit_seconds", "curve"]
 
 
 def first_time(seconds: ArrayLike, nll: ArrayLike, level: float) -> float:
@@ -84,7 +85,7 @@ def times_to_targets(records: pd.DataFrame) -> pd.DataFrame:
         return _times([])
     raced = records["best_known"].groupby([records["track"], records["dataset"]])
     fair = ~has_shared_cores(records)
-    rows = records[raced.transform("count").gt(0) & fair].to_dict("records")
+    rows = records.filter(NEEDED)[raced.transform("count").gt(0) & fair].to_dict("records")
     times = [
         {**{name: row[name] for name in FIT}, "target": target, "seconds": _time(row, target)}
         for row in rows

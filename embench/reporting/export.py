@@ -66,21 +66,18 @@ def _columns(name: str, column: pd.Series) -> Iterator[tuple[str, pd.Series]]:
         yield name, column if name in SERIES else _plain(column)
         return
     for key in dict.fromkeys(chain.from_iterable(column)):
-        values = pd.Series([_cell(mapping.get(key)) for mapping in column], index=column.index)
-        yield f"{MAPPINGS[name]}.{key}", _plain(values)
-
-
-def _cell(value: Any) -> Any:
-    """A parameter's value as a table can hold it: texts in UTF-8, lists as JSON."""
-    if isinstance(value, list | dict):
-        value = json.dumps(value)
-    return printable(value) if isinstance(value, str) else value
+        cells = (mapping.get(key) for mapping in column)
+        values = [printable(cell) if isinstance(cell, str) else cell for cell in cells]
+        yield f"{MAPPINGS[name]}.{key}", _plain(pd.Series(values, index=column.index))
 
 
 def _plain(column: pd.Series) -> pd.Series:
     """A column of one kind; pandas calls what is not so an object."""
     if column.dtype != object or {type(value) for value in column.dropna()} <= {bool}:
         return column
-    return column.map(
-        lambda value: value if isinstance(value, str) else json.dumps(value), na_action="ignore"
-    )
+    return column.map(_text, na_action="ignore")
+
+
+def _text(value: Any) -> str:
+    """A parameter's value as the command line writes it."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import pytest
@@ -193,3 +194,27 @@ def _write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
+
+
+def test_two_trials_have_the_gpu_one_after_the_other():
+    order = []
+
+    def other():
+        with machine.claimed_gpu():
+            order.append("second")
+
+    waiting = threading.Thread(target=other)
+    with machine.claimed_gpu():
+        waiting.start()
+        waiting.join(timeout=0.2)
+        order.append("first")
+    waiting.join()
+
+    assert order == ["first", "second"]
+
+
+def test_another_gpu_is_another_claim(monkeypatch):
+    with machine.claimed_gpu():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+        with machine.claimed_gpu():  # would wait for ever
+            pass

@@ -23,7 +23,7 @@ from typing import Any, Literal, Self
 
 from embench.measuring.environment import describe
 from embench.measuring.judging import in_one_line, is_about_memory
-from embench.measuring.machine import available_memory
+from embench.measuring.machine import available_memory, cores
 from embench.measuring.threads import THREAD_VARIABLES
 from embench.measuring.trial import PATIENCE, utc_now
 from embench.types import Record, Trial
@@ -93,6 +93,7 @@ class TrialServer:
         self._memory_limit = memory_limit or available_memory() // workers
         self._asked = {
             "threads": threads,
+            "claims": workers * threads <= len(cores()),  # else one would share what another has
             "lane": {
                 "isolation": isolation,
                 "memory_limit": self._memory_limit,

@@ -23,7 +23,7 @@ MOST_TAKEN = 0.1
 MOST_SLOWDOWN = 1.25
 """Of the sentinel over the quickest one of the run: above, the core itself was slower."""
 
-SENTINEL_ROUNDS = 5
+SENTINEL_ROUNDS = 3
 _MATRIX = np.linspace(0.0, 1.0, 96 * 96).reshape(96, 96)
 _VECTOR = np.linspace(0.0, 1.0, 2**17)
 

@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 import traceback
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -37,7 +37,8 @@ from sklearn.utils.validation import check_array
 from embench import registry
 from embench.measuring import child
 from embench.measuring.environment import describe
-from embench.measuring.machine import claimed_cores
+from embench.measuring.machine import claimed_cores, claimed_gpu
+from embench.measuring.threads import pools
 from embench.types import Spec, Trial
 
 IMPORT_SECONDS = 60.0
@@ -120,6 +121,7 @@ def _imported(kind: str, name: str) -> None:
         for module in getattr(found, "late_imports", ()):
             importlib.import_module(module)
     signal.setitimer(signal.ITIMER_REAL, 0)
+    pools()  # looked for once, and not by every child
     gc.collect()
     gc.freeze()  # what the children inherit is never looked through again
 
@@ -130,7 +132,10 @@ def _be_the_lane(caller: socket.socket, asked: dict[str, Any]) -> NoReturn:
     lane = _Lane(caller, **asked["lane"])
     try:
         with ExitStack() as stack:
-            if cores := stack.enter_context(claimed_cores(asked["threads"])):
+            cores = (
+                stack.enter_context(claimed_cores(asked["threads"])) if asked["claims"] else None
+            )
+            if cores:
                 os.sched_setaffinity(0, cores)
             lane.serve("timing" if cores else "quality")
     except (BrokenPipeError, ConnectionError):
@@ -193,7 +198,8 @@ class _Lane:
             self.caller.sendall(b"\n")
             model = json.dumps(asdict(trial.model))
             one = self._kept(model) or self._forked()
-            reply, record = self._run(one, json.dumps(asked["trial"]).encode() + b"\n")
+            with claimed_gpu() if trial.device == "cuda" else nullcontext():
+                reply, record = self._run(one, json.dumps(asked["trial"]).encode() + b"\n")
             reply["grade"] = grade
             self.caller.sendall(json.dumps(reply).encode() + b"\n" + record + b"\n")
             # While the caller writes the record down.

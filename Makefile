@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: bench baseline test test-slow lint types doctest perf clean
+.PHONY: bench baseline reference test test-slow lint types doctest perf clean
 
 bench: .venv/ready
 	$(BIN)/embench run quick
@@ -18,6 +18,13 @@ baseline: .venv/ready
 	cp .baseline/records.jsonl results/baseline/
 	cp .baseline/report/figures/same-start-quality-against-time.png results/baseline/quality-against-time.png
 	rm -r .baseline
+
+# About a quarter of an hour; what it finds that is better goes into results/reference. Interrupted,
+# it goes on where it stopped.
+reference: .venv/ready
+	$(BIN)/embench run reference --out .reference
+	$(BIN)/embench reference .reference
+	rm -r .reference
 
 test: .venv/ready
 	$(BIN)/pytest -n 2 --dist loadgroup

@@ -18,8 +18,9 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from sklearn.base import clone
 
-from embench.measuring.plan import Suite, plan
+from embench.measuring.plan import plan
 from embench.measuring.prepare import prepared
+from embench.measuring.suite import Suite
 from embench.measuring.threads import limited_threads
 from embench.measuring.trial import run_trial
 from embench.types import Trial

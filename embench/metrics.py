@@ -216,6 +216,12 @@ METRICS = _table(
 )
 # fmt: on
 
+TIMES = tuple(m.name for m in METRICS.values() if m.unit == "s" and m.name != "training_seconds")
+"""What a trial's own clocks say: nothing, if it shared its cores."""
+
+MACHINE_COSTS = (*TIMES, *(metric.name for metric in METRICS.values() if metric.unit == "B"))
+"""What is not the same on another machine."""
+
 
 def judge(outcome: Outcome) -> dict[str, float]:
     """Every metric that exists for an outcome, as plain floats."""

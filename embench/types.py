@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache, cached_property
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -55,6 +56,8 @@ GRADES: Mapping[str, str] = {
     "quality": "it may have shared its cores: its seconds are not compared",
 }
 
+OWN_SCORE = "its NLL is by its own score"
+"""What the message of a record says where the judge had to take a model's word."""
 
 COVARIANCE_TYPES = ("full", "tied", "diag", "spherical", "tied_spherical", "constant")
 """Families of covariances."""
@@ -65,6 +68,9 @@ COVARIANCE_ALIASES: Mapping[str, str] = {
     "shared_isotropic": "tied_spherical",
 }
 """Other names of families, as gradient descent in PyTorch has them."""
+
+
+_SORTED = json.JSONEncoder(sort_keys=True)
 
 
 class InputError(ValueError):
@@ -217,19 +223,22 @@ class Trial:
     threads: int = 1
     time_limit: float = 60.0
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Readable name ending in a digest of every field, versions included."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        specs = {"dataset": vars(self.dataset), "model": vars(self.model)}
+        text = _SORTED.encode({**vars(self), **specs})
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        words = (self.model.name, PurePath(self.dataset.name).stem, self.track, f"s{self.seed}")
-        return "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", word) for word in (*words, digest))
+        return f"{_words(self.model.name, self.dataset.name, self.track)}-s{self.seed}-{digest}"
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """The inverse of ``dataclasses.asdict``."""
+    def from_json(cls, fields: Mapping[str, Any], id: str | None = None) -> Self:
+        """The inverse of ``dataclasses.asdict``; an id that is known is not computed anew."""
         specs = {key: Spec(**fields[key]) for key in ("dataset", "model")}
-        return cls(**{**fields, **specs})
+        trial = cls(**{**fields, **specs})
+        if id is not None:
+            vars(trial)["id"] = id
+        return trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,13 +281,44 @@ class Record:
         Raises:
             ValueError: The record was written in another schema.
         """
-        if fields["schema"] not in READABLE:
-            raise ValueError(f"expected schema {SCHEMA}, got schema {fields['schema']}")
+        check_schema(fields)
         own = {key: value for key, value in fields.items() if key != "id"}
-        own["trial"] = Trial.from_json(fields["trial"])
+        own["trial"] = Trial.from_json(fields["trial"], fields.get("id"))
         own["curve"] = tuple((seconds, n_iter, nll) for seconds, n_iter, nll in fields["curve"])
         own["fits"] = tuple((seconds, cpu) for seconds, cpu in fields.get("fits", ()))
         return cls(**{**own, "schema": SCHEMA})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The lowest held-out NLL [nat] at which a fit to certain data is known to have ended.
+
+    The data are told by the text and the version of the dataset, the seed, and the numbers of
+    samples to fit on and held out; the fit by the text of its model, its trial, when it ended (in
+    UTC, empty where nobody wrote it down) and the commit of embench that measured it.
+    """
+
+    dataset: str
+    version: str
+    seed: int
+    n_samples: int
+    n_test: int
+    nll: float
+    model: str
+    trial: str
+    ended: str = ""
+    commit: str = ""
+
+    @property
+    def data(self) -> tuple[str, str, int, int, int]:
+        """What tells the data."""
+        return self.dataset, self.version, self.seed, self.n_samples, self.n_test
+
+
+def check_schema(fields: Mapping[str, Any]) -> None:
+    """Raise a ValueError where a record was written in another schema than those that we read."""
+    if fields["schema"] not in READABLE:
+        raise ValueError(f"expected schema {SCHEMA}, got schema {fields['schema']}")
 
 
 @runtime_checkable
@@ -462,6 +502,22 @@ def task_of(model: Model) -> str:
     if isinstance(model, Grouper):
         return "grouping"
     return "conditional" if isinstance(model, ConditionalModel) else "density"
+
+
+def printable(text: str) -> str:
+    """A text as UTF-8 can say it: of a file's name that is none, the odd bytes are escaped.
+
+    >>> printable("caf\\udce9.csv")
+    'caf\\\\udce9.csv'
+    """
+    return text.encode(errors="backslashreplace").decode()
+
+
+@cache  # the names of a run are few, its trials many
+def _words(model: str, dataset: str, track: str) -> str:
+    """Names joined, fit for a file's name."""
+    words = (model, PurePath(dataset).stem, track)
+    return "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", word) for word in words)
 
 
 def _value(text: str) -> Any:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -29,7 +32,9 @@ def embench(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "run"
-    result = CliRunner().invoke(main, ["run", *FAST, "--out", str(folder)])
+    with pytest.MonkeyPatch.context() as patch:  # a record for each trial, on a busy machine, too
+        patch.setattr("embench.measuring.noise.disturbance", lambda *_: "")
+        result = CliRunner().invoke(main, ["run", *FAST, "--out", str(folder)])
     assert result.exit_code == 0, result.output
     return folder
 
@@ -114,6 +119,35 @@ def test_a_misspelt_gate_is_neither_green_nor_a_quality_regression(embench):
     assert embench("gate", "--baselin", "a", "--candidate", "b").exit_code == 4
 
 
+def test_a_reference_is_kept_and_moves_the_line_of_later_comparisons(
+    finished_run, embench, tmp_path
+):
+    better = tmp_path / "better"
+    with store.writing(better) as writer:
+        for record in store.read(finished_run):
+            metrics = {**record.metrics, "nll": record.metrics["nll"] - 0.5}
+            writer.append(replace(record, metrics=metrics))
+
+    said = [embench("reference", *runs).stdout for runs in ([finished_run], [better], [better])]
+    [iris] = json.loads(embench("compare", finished_run, "--format", "json").stdout)["summary"][:1]
+
+    ending = "results/reference/best-known.jsonl\n"
+    assert said == [
+        f"2 new, 0 better, 0 unchanged: {ending}",
+        f"0 new, 2 better (by 0.5 nat at most), 0 unchanged: {ending}",
+        f"0 new, 0 better, 2 unchanged: {ending}",
+    ]
+    assert iris["excess_nll"] >= 0.5 - 1e-6
+
+
+def test_references_are_no_run(finished_run, embench, tmp_path):
+    embench("reference", finished_run)
+
+    result = embench("compare")
+
+    assert (result.exit_code, "no run in results/ yet" in result.output) == (2, True)
+
+
 def test_show_finds_a_trial_by_a_part_of_its_id(finished_run, embench):
     trial = store.read(finished_run)[0].trial
 
@@ -184,6 +218,14 @@ TABLES = {
         ("compare nowhere", "unknown run 'nowhere'"),
         ("compare", "no run in results/ yet"),
         ("show em-iris", "unknown trial"),
+        ("merge nowhere --out new", "unknown run 'nowhere'"),
+        ("merge --out new", "Missing argument 'RUN...'"),
+        ("export", "give --csv or --parquet, or an --out that ends in .csv or .parquet"),
+        ("export --out table.txt", "give --csv or --parquet"),
+        ("export --csv --parquet", "--csv and --parquet do not go together"),
+        ("export --csv --out table.parquet", "--csv and --out table.parquet do not go together"),
+        ("export --parquet --out -", "--parquet and --out - do not go together"),
+        ("export --csv", "no run in results/ yet"),
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_code_2(embench, tmp_path, arguments, words):
@@ -208,6 +250,68 @@ def test_a_metric_or_baseline_that_is_not_there_is_a_mistake(finished_run, emben
     assert "did you mean 'sklearn-em'" in baseline.stderr
 
 
+def test_merge_puts_runs_into_one_and_says_what_comes_next(finished_run, embench, tmp_path):
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    written = (finished_run / store.RECORDS).read_bytes()
+    (torn / store.RECORDS).write_bytes(written[: written.rfind(b"\n", 0, -1) + 20])
+
+    result = embench("merge", torn, finished_run, "--out", "both runs")
+    again = embench("merge", finished_run, "--out", "both runs")
+
+    assert result.exit_code == 0, result.output
+    assert f"the last line of {torn / store.RECORDS} is unfinished: left out" in result.stderr
+    assert "4 records of 4 trials, 3 were the same: both runs/records.jsonl" in result.stdout
+    assert result.stdout.endswith("next: embench compare 'both runs'\n")
+    assert (tmp_path / "both runs" / store.RECORDS).read_bytes() == written
+    assert again.exit_code == 2
+    assert "both runs holds records already" in again.stderr
+
+
+@pytest.mark.parametrize("style", ["csv", "parquet"])
+def test_export_writes_beside_the_latest_run(finished_run, embench, tmp_path, style):
+    embench("merge", finished_run, "--out", "results/mine")
+
+    result = embench("export", f"--{style}")
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"4 records: results/mine/records.{style}\n"
+    table = {"csv": pd.read_csv, "parquet": pd.read_parquet}[style](
+        tmp_path / "results" / "mine" / f"records.{style}"
+    )
+    assert table["nll"].tolist() == pytest.approx(store.read_frame(finished_run)["nll"].tolist())
+
+
+def test_export_takes_its_format_from_the_name_of_the_file(finished_run, embench, tmp_path):
+    result = embench("export", finished_run, finished_run, "--out", "table.parquet")
+
+    assert result.stdout == "8 records: table.parquet\n"
+    assert len(pd.read_parquet(tmp_path / "table.parquet")) == 8
+
+
+def test_export_to_stdout_is_the_table_alone(finished_run, embench):
+    result = embench("export", finished_run, "--out", "-")
+
+    assert result.exit_code == 0
+    assert pd.read_csv(io.StringIO(result.stdout))["run"].tolist() == ["run"] * 4
+
+
+def test_an_export_that_cannot_be_written_or_has_nothing_to_write_is_a_mistake(
+    finished_run, embench, tmp_path
+):
+    with store.writing(tmp_path / "empty"):
+        pass
+
+    nowhere = embench("export", finished_run, "--out", "nowhere/table.csv")
+    full = embench("export", finished_run, "--csv", "--out", "/dev/full")
+    empty = embench("export", "empty", "--csv")
+
+    assert [result.exit_code for result in (nowhere, full, empty)] == [2, 2, 2]
+    assert "cannot write nowhere/table.csv: No such file or directory" in nowhere.stderr
+    assert "cannot write /dev/full: No space left on device" in full.stderr
+    assert "no record in empty yet" in empty.stderr
+
+
 def test_a_folder_that_cannot_be_written_is_a_mistake(embench, tmp_path):
     (tmp_path / "taken").write_text("")
 
@@ -229,3 +333,56 @@ def test_your_own_file_ends_in_a_recommendation(embench, tmp_path):
 
     assert ran.exit_code == compared.exit_code == 0, ran.output
     assert "Take em:n_components=2" in compared.output
+
+
+def test_a_plan_says_what_is_done_what_it_takes_and_what_nobody_knows(finished_run, embench):
+    (store.RESULTS / "known").parent.mkdir()
+    (store.RESULTS / "known").symlink_to(finished_run)
+    more = ["--model", "em,sklearn-em,spec-em", *FAST[2:]]
+
+    result = embench("plan", *more, "--out", finished_run)
+
+    assert result.exit_code == 0, result.output
+    assert "2 trials to run (4 are done), 2 of unknown length" in result.output
+    [line] = [line for line in result.output.splitlines() if line.startswith("spec-em")]
+    assert line.split()[-1] == "unknown"
+    [again] = embench("plan", *FAST, "--out", "new").output.splitlines()[-1:]
+    assert again.startswith("4 trials to run, about ")
+
+
+def test_a_plan_lists_every_trial_in_the_order_of_the_run(embench):
+    result = embench("plan", *FAST, "--trials", "--order-seed", "5", "--out", "run")
+    ran = embench("run", *FAST, "--order-seed", "5", "--isolation", "none", "--no-remeasure",
+                  "--out", "run")  # fmt: skip
+
+    assert ran.exit_code == 0, ran.output
+    listed = [line.split()[0] for line in result.output.splitlines() if "iris" in line]
+    records = store.read(Path("run"))
+    assert [name[:30] for name in listed] == [record.trial.id[:30] for record in records]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--memory-limit", "much"], "--memory-limit: expected a size like 2GiB"),
+        (["--memory-limit", "0"], "--memory-limit: expected a size like 2GiB"),
+        (["--executor", "dask"], "--scheduler tcp://"),
+        (["--scheduler", "tcp://127.0.0.1:1"], "--scheduler is for --executor dask"),
+        (["--isolation", "none", "--workers", "2"], "--isolation none runs trials here"),
+    ],
+)
+def test_ways_of_running_that_make_no_sense_are_one_line(embench, options, words):
+    result = embench("run", *FAST, *options)
+
+    assert result.exit_code == 2
+    assert words in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_memory_limit_stops_a_trial_and_not_the_run(embench):
+    result = embench("run", "--model", "bad_models:Hungry,em", *FAST[2:], "--memory-limit", "1GiB",
+                     "--out", "run")  # fmt: skip
+
+    assert result.exit_code == 0, result.output
+    statuses = {r.trial.model.name: r.status for r in store.read(Path("run"))}
+    assert statuses == {"bad_models:Hungry": "out-of-memory", "em": "ok"}

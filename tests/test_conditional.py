@@ -24,7 +24,8 @@ import embench
 from embench import gaussian, make_dataset, make_model, registry
 from embench.checks import check_model
 from embench.datasets.conditional import inverse_sine_log_densities
-from embench.measuring.plan import customised, load_suite, plan
+from embench.measuring.plan import plan
+from embench.measuring.suite import customised, load_suite
 from embench.measuring.trial import run_trial
 from embench.models.conditional import ConditionalDensity, JointMixture, LinearGaussian
 from embench.types import (

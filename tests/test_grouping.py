@@ -22,7 +22,8 @@ from strategies import law, seeds
 import embench
 from embench import make_dataset, make_model, registry
 from embench.checks import check_model
-from embench.measuring.plan import customised, load_suite, plan
+from embench.measuring.plan import plan
+from embench.measuring.suite import customised, load_suite
 from embench.measuring.trial import run_trial
 from embench.metrics import Outcome, judge
 from embench.models.families import start_params

@@ -9,7 +9,8 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from embench import make_dataset, registry
-from embench.measuring.plan import customised, load_suite, plan
+from embench.measuring.plan import plan
+from embench.measuring.suite import customised, load_suite
 from embench.types import InputError, Spec
 
 h5py = pytest.importorskip("h5py")

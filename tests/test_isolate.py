@@ -9,7 +9,6 @@ import time
 import psutil
 import pytest
 
-from embench.measuring import server as server_module
 from embench.measuring.isolate import TrialServer
 
 
@@ -40,8 +39,7 @@ def test_what_goes_wrong_becomes_a_record_with_a_sentence(
 
     record = server.run(trial)
 
-    # By the fit's own alarm, long before the server would give the process up.
-    assert time.monotonic() - began < server_module.OVERDUE_SECONDS / 2
+    assert time.monotonic() - began < 30
     assert (record.trial, record.status) == (trial, status)
     assert words in record.message
     assert record.environment["cpu"]

@@ -18,6 +18,7 @@ LAYERS = (
     ("reporting",),
     ("comparing",),
     ("measuring", "checks"),
+    ("references",),
     ("store", "models", "datasets", "metrics"),
     ("registry",),
     ("gaussian", "agreement"),
@@ -28,6 +29,7 @@ DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 # Reading never runs a model: these layers stand side by side, though one is listed above.
 NEVER = {
     ("reporting", "measuring"),
+    ("measuring", "references"),
     ("comparing", "measuring"),
     ("reporting", "models"),
     ("comparing", "models"),
@@ -90,6 +92,7 @@ def test_only_the_command_line_prints():
         ("import embench.comparing.gate", {"torch", "sklearn", "seaborn"}),
         ("import embench.reporting.page", {"torch", "sklearn"}),
         ("import embench.store", {"torch", "sklearn", "pandas"}),
+        ("import embench.references", {"torch", "sklearn", "pandas"}),
     ],
 )
 def test_imports_cost_what_is_used(statement, forbidden):

@@ -17,7 +17,7 @@ from sklearn.exceptions import NotFittedError
 from embench import make_dataset, make_model
 from embench.cli import main
 from embench.measuring.groups import followed, mean_ami
-from embench.measuring.plan import load_suite
+from embench.measuring.suite import load_suite
 from embench.measuring.training import STATE, train
 from embench.models.neural.adam import Adam
 from embench.models.neural.fused import FusedSteps, has_bfloat16

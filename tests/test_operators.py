@@ -21,7 +21,7 @@ from strategies import assert_same, law, model_at, permuted, problems
 
 from embench import gaussian, make_dataset, make_model, registry
 from embench.cli import main
-from embench.measuring.plan import customised, load_suite
+from embench.measuring.suite import customised, load_suite
 from embench.measuring.training import STATE, train, weights_file
 from embench.models.base import DivergenceWarning
 from embench.models.starts import starting_mixture

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from embench.measuring.plan import customised, load_suite, plan, suites
+from embench.measuring.plan import plan
+from embench.measuring.suite import customised, load_suite, suites
 from embench.types import InputError, Spec
 
 SUITE = """

@@ -10,7 +10,8 @@ import pytest
 import embench
 from embench.cli import main
 from embench.comparing.gate import EXIT_CODES
-from embench.measuring.plan import load_suite, plan, suites
+from embench.measuring.plan import plan
+from embench.measuring.suite import load_suite, suites
 from embench.metrics import METRICS
 from embench.types import STATUSES, TRACKS
 

@@ -168,7 +168,8 @@ def test_every_row_of_a_markdown_table_has_the_cells_of_its_head(comparison) -> 
         cells.append(len(re.findall(r"(?<!\\)\|", line)))
 
     tables = [count for count in cells if count]
-    assert set(tables) == {9, 12}  # every change; summaries: nine metrics less gpu, and three
+    # Every change; summaries: nine metrics less gpu, and three; a model and its times to targets.
+    assert set(tables) == {9, 12, 5}
     assert "\\<script\\>" in text.markdown(comparison)
 
 
@@ -193,6 +194,7 @@ def test_every_figure_that_has_data_is_drawn(drawn) -> None:
     kinds = (
         "quality-against-time",
         "quality-against-iterations",
+        "time-to-quality",
         "time-ratios",
         "scaling",
         "agreement",

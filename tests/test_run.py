@@ -15,8 +15,9 @@ import embench
 from embench import store
 from embench.measuring import executors
 from embench.measuring.executors import Execution
-from embench.measuring.plan import customised, load_suite, plan
+from embench.measuring.plan import plan
 from embench.measuring.run import execute, remaining
+from embench.measuring.suite import customised, load_suite
 from embench.types import InputError
 
 ASKED = {"models": "em,spec-em", "datasets": "iris", "tracks": ["same-start"], "seeds": 2}

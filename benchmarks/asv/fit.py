@@ -27,8 +27,9 @@ from typing import Any
 from sklearn.base import clone
 
 from embench.measuring.isolate import TrialServer
-from embench.measuring.plan import Suite, plan
+from embench.measuring.plan import plan
 from embench.measuring.prepare import prepared
+from embench.measuring.suite import Suite
 from embench.measuring.threads import limited_threads
 from embench.metrics import METRICS
 from embench.types import FloatArray, Model, Record, Trial

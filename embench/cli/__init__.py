@@ -12,15 +12,32 @@ from typing import Any
 import click
 
 from embench import __version__
-from embench.cli import check, compare, demo, lists, measure, train, watch
+from embench.cli import (
+    check,
+    compare,
+    demo,
+    lists,
+    measure,
+    plan,
+    records,
+    reference,
+    reproduce,
+    train,
+    watch,
+)
 from embench.cli.common import UserMistake
 from embench.types import InputError
 
 COMMANDS = (
     measure.run,
+    plan.plan,
+    reproduce.reproduce,
     compare.compare,
     compare.gate,
     compare.show,
+    records.merge,
+    records.export,
+    reference.reference,
     check.check,
     demo.demo,
     watch.watch,

@@ -14,7 +14,7 @@ from embench.registry import IMAGE_SUFFIXES
 from embench.types import TRACKS, InputError, Spec
 
 if TYPE_CHECKING:
-    from embench.measuring.plan import Suite
+    from embench.measuring.suite import Suite
 
 OPTIONS = (
     click.argument("suite", required=False),
@@ -100,8 +100,8 @@ def chosen_trials(
     **others: Any,
 ) -> tuple[Suite, Path]:
     """The suite that was asked for, and the folder of its run."""
-    from embench.measuring.plan import customised, load_suite
     from embench.measuring.run import default_folder
+    from embench.measuring.suite import customised, load_suite
 
     own = _own_datasets(files, label, target, drop)
     suite = suite or _suite_for(files, target)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import click
 
 from embench import store
 from embench.registry import unknown
-from embench.types import InputError, Spec
+from embench.types import InputError, Record, Spec
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -70,11 +70,37 @@ def run_folder(text: str) -> Path:
     raise unknown("run", text, known)
 
 
+def find_record(trial: str, folder: Path | None) -> Record:
+    """The newest record of a trial by its id, or by what makes it unique, in a run or in all."""
+    folders = [run_folder(str(folder))] if folder else store.runs(store.RESULTS)
+    records = [record for place in folders for record in store.read(place)]
+    found = [record for record in store.latest(records) if trial in record.trial.id]
+    found = [record for record in found if record.trial.id.startswith(trial)] or found
+    exact = [record for record in found if record.trial.id == trial]
+    if not found:
+        raise unknown("trial", trial, {record.trial.id for record in records})
+    if len(found) > 1 and not exact:
+        listed = "\n  ".join(record.trial.id for record in found)
+        raise InputError(f"{trial!r} is part of {len(found)} trials; say which:\n  {listed}")
+    return (exact or found)[0]
+
+
 def latest_run() -> Path:
     """The run that those mean who name none."""
     if not (found := store.runs(store.RESULTS)):
         raise InputError(f"no run in {store.RESULTS}/ yet; start one with: embench run")
     return found[-1]
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Columns of text under their names, numbers to the right."""
+    import pandas as pd
+    from rich.console import Console
+
+    from embench.reporting.text import rich_table
+
+    table = pd.DataFrame(list(rows), columns=list(head))
+    Console(highlight=False).print(rich_table(table))
 
 
 def print_aligned(lines: Mapping[str, str]) -> None:

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embench import store
-from embench.cli.common import latest_run, run_folder, words
-from embench.registry import unknown
+from embench.cli.common import find_record, latest_run, run_folder, words
 from embench.types import TRACKS, InputError
 
 if TYPE_CHECKING:
@@ -156,13 +154,4 @@ def show(trial: str, folder: Path | None) -> None:
     """Show everything known of TRIAL: its id, or as much of it as makes it unique."""
     from embench.reporting.text import record_page
 
-    folders = [run_folder(str(folder))] if folder else store.runs(store.RESULTS)
-    records = [record for place in folders for record in store.read(place)]
-    found = [record for record in store.latest(records) if trial in record.trial.id]
-    exact = [record for record in found if record.trial.id == trial]
-    if not found:
-        raise unknown("trial", trial, {record.trial.id for record in records})
-    if len(found) > 1 and not exact:
-        listed = "\n  ".join(record.trial.id for record in found)
-        raise InputError(f"{trial!r} is part of {len(found)} trials; say which:\n  {listed}")
-    click.echo(record_page((exact or found)[0]))
+    click.echo(record_page(find_record(trial, folder)))

@@ -23,6 +23,6 @@ def datasets() -> None:
 @click.command()
 def suites() -> None:
     """List the suites that come with embench."""
-    from embench.measuring.plan import suites
+    from embench.measuring.suite import suites
 
     print_aligned(suites())

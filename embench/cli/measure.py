@@ -87,6 +87,8 @@ def run(
     for sentence in planned.left_out:
         click.echo(sentence, err=True)
     click.echo(_announcement(len(planned.trials), len(left), folder), err=True)
+    if left and executor == "local" and (warning := _crowded(workers, suite.threads)):
+        click.echo(warning, err=True)
     failed = 0
     if left:
         counts = follow(execute(planned.trials, folder, how), len(left), folder)
@@ -94,6 +96,19 @@ def run(
         click.echo(f"{counts}: {folder / store.RECORDS}")
     click.echo(f"next: embench compare {shlex.quote(str(folder))}")
     sys.exit(bool(left) and failed == len(left))
+
+
+def _crowded(workers: int, threads: int) -> str:
+    """A warning where there are not as many cores as side by side are asked for."""
+    from embench.measuring.machine import cores
+
+    there, asked = len(cores()), workers * threads
+    if asked <= there:
+        return ""
+    return (
+        f"{workers} workers with {threads} threads each take {asked} cores, and here are {there}: "
+        "trials share cores, are of the grade quality, and their times are not compared"
+    )
 
 
 def _announcement(planned: int, left: int, folder: Path) -> str:

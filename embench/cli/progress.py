@@ -20,6 +20,7 @@ class Counts:
 
     statuses: dict[str, str] = field(default_factory=dict)
     disturbed: set[str] = field(default_factory=set)
+    shared: set[str] = field(default_factory=set)
     repeated: int = 0
 
     def add(self, record: Record) -> bool:
@@ -28,7 +29,11 @@ class Counts:
         again = name in self.statuses
         self.repeated += again
         self.statuses[name] = record.status
-        (self.disturbed.add if record.disturbed else self.disturbed.discard)(name)
+        for names, belongs in (
+            (self.disturbed, bool(record.disturbed)),
+            (self.shared, record.grade == "quality"),
+        ):
+            (names.add if belongs else names.discard)(name)
         return again
 
     @property
@@ -46,6 +51,7 @@ class Counts:
         words += [f"{self.pruned} left out behind smaller ones that failed"] * bool(self.pruned)
         words += [f"{self.repeated} measured again"] * bool(self.repeated)
         words += [f"{len(self.disturbed)} disturbed all the same"] * bool(self.disturbed)
+        words += [f"{len(self.shared)} may have shared cores: no times"] * bool(self.shared)
         return ", ".join(words)
 
 

@@ -49,8 +49,8 @@ def train(
     Ctrl-C loses seconds of work; the same command again goes on where it stopped, and ends at the
     same weights.
     """
-    from embench.measuring.plan import customised, load_suite
     from embench.measuring.run import default_folder
+    from embench.measuring.suite import customised, load_suite
     from embench.measuring.training import train as trained
     from embench.measuring.training import trainable, weights_file
 

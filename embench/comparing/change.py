@@ -56,8 +56,8 @@ def change(
         overlap: Of the data of different seeds, as in `mean_interval`.
         track, dataset, baseline, candidate: The names that the result carries.
     """
-    seeds = sorted(old.index.intersection(new.index))
-    if not seeds:
+    seeds = old.index.intersection(new.index).sort_values()
+    if seeds.empty:
         return None
     pairs = old[seeds].to_numpy(float), new[seeds].to_numpy(float)
     if metric.kind == "quality":

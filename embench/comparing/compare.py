@@ -8,12 +8,15 @@ from statistics import mean
 
 import pandas as pd
 
+from embench import references as reference_store
+from embench.comparing.bestknown import with_best_known
 from embench.comparing.change import Change, change
 from embench.comparing.findings import Failure, Overall, Payback
 from embench.comparing.frames import (
     CELL,
     Runs,
     by_label,
+    has_shared_cores,
     load,
     metric_values,
     model_name,
@@ -25,9 +28,10 @@ from embench.comparing.frames import (
 from embench.comparing.stats import geometric_mean_interval
 from embench.comparing.summary import summarise
 from embench.comparing.tables import Comparison
+from embench.comparing.targets import over_seeds, times_to_targets
 from embench.metrics import METRICS
 from embench.registry import unknown
-from embench.types import Spec
+from embench.types import Reference, Spec
 
 DEFAULT_BASELINES = ("sklearn-em", "em", "linear-gaussian", "pixel-kmeans")
 SAME_CHANGE = {"excess_nll": "nll"}
@@ -40,6 +44,7 @@ def compare(
     baseline: str | None = None,
     metrics: Iterable[str] | None = None,
     tracks: Iterable[str] | None = None,
+    references: Iterable[Reference] | None = None,
 ) -> Comparison:
     """Compare every model with a baseline, by dataset and seed, each track by itself.
 
@@ -51,6 +56,8 @@ def compare(
             model is compared with the one most like it in parameters.
         metrics: Names of METRICS to compare; by default all that were measured.
         tracks: Names of TRACKS to look at; by default all that were measured.
+        references: Ends of earlier fits, which the best known NLL is found among beside those of
+            the runs; by default what `embench reference` put into ``results/reference``.
 
     Returns:
         A comparison that prints itself. Without a single finished trial it has no changes and
@@ -59,7 +66,8 @@ def compare(
     Raises:
         InputError: The baseline, a metric or a track is unknown, or a folder holds no run.
     """
-    frame, notes = tidy(load(runs), tracks)
+    earlier = reference_store.read() if references is None else references
+    frame, notes = tidy(with_best_known(load(runs), earlier), tracks)
     chosen = _chosen(metrics)
     if baseline is not None and len(frame) and not _matching(frame, baseline):
         raise unknown("baseline", baseline, sorted(frame["label"].unique(), key=natural))
@@ -71,10 +79,11 @@ def compare(
     return Comparison(
         changes=tuple(changes),
         summary=summarise(frame),
+        targets=over_seeds(times_to_targets(frame)),
         overall=tuple(_overall(changes)),
         paybacks=tuple(_paybacks(changes, frame)),
         failures=tuple(_failures(frame)),
-        notes=(*notes, *_remarks(frame)),
+        notes=(*notes, *_disturbances(frame), *_remarks(frame)),
         records=frame,
     )
 
@@ -92,10 +101,11 @@ def _chosen(metrics: Iterable[str] | None) -> list[str]:
 
 def _matching(rows: pd.DataFrame, model: str) -> list[str]:
     """The labels that are this text, or whose model is this text, or else has this name."""
-    name = rows["model"].map(model_name)
-    for match in (rows["label"] == model, rows["model"] == model, name == model):
+    known = rows[["label", "model"]].drop_duplicates()
+    name = known["model"].map(model_name)
+    for match in (known["label"] == model, known["model"] == model, name == model):
         if match.any():
-            return list(rows.loc[match, "label"].unique())
+            return list(known.loc[match, "label"].unique())
     return []
 
 
@@ -118,18 +128,21 @@ def _baselines(rows: pd.DataFrame, asked: str | None) -> tuple[list[str], str]:
 def _changes(rows: pd.DataFrame, baselines: list[str], metrics: list[str]) -> list[Change]:
     """Each other model of one track and dataset against its baseline, in each metric."""
     labelled = by_label(rows)
+    values = {
+        label: {metric: metric_values(own, metric) for metric in metrics}
+        for label, own in labelled.items()
+    }
     against = {label: labelled.pop(label) for label in baselines}
     found = []
     for label, new in labelled.items():
         baseline = _most_like(new, against)
         for metric in metrics:
-            old_values, new_values = (metric_values(side, metric) for side in (baseline, new))
             found.append(
                 change(
                     METRICS[metric],
-                    old_values,
-                    new_values,
-                    baseline=str(baseline["label"].iloc[0]),
+                    values[baseline][metric],
+                    values[label][metric],
+                    baseline=baseline,
                     candidate=label,
                     overlap=overlap(new),
                     track=str(new["track"].iloc[0]),
@@ -139,10 +152,10 @@ def _changes(rows: pd.DataFrame, baselines: list[str], metrics: list[str]) -> li
     return [item for item in found if item is not None]
 
 
-def _most_like(candidate: pd.DataFrame, baselines: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def _most_like(candidate: pd.DataFrame, baselines: Mapping[str, pd.DataFrame]) -> str:
     """The baseline that shares most parameters and settings with a candidate, else the first."""
     own = _settings(candidate)
-    return max(baselines.values(), key=lambda rows: len(own & _settings(rows)))
+    return max(baselines, key=lambda label: len(own & _settings(baselines[label])))
 
 
 def _settings(rows: pd.DataFrame) -> set[tuple[str, str]]:
@@ -217,6 +230,22 @@ def _failures(frame: pd.DataFrame) -> list[Failure]:
     return [
         Failure(*map(str, names), count=len(rows), message=str(rows["message"].iloc[0]))
         for names, rows in failed
+    ]
+
+
+def _disturbances(frame: pd.DataFrame) -> list[str]:
+    """How many trials others disturbed, all the same after a second time, and the first of them."""
+    timed = ok(frame)
+    if "disturbed" not in timed:
+        return []
+    rows = timed[(timed["disturbed"] != "") & ~has_shared_cores(timed)]
+    if rows.empty:
+        return []
+    first = rows.iloc[0]
+    return [
+        f"{len(rows)} of {len(timed)} finished trials were disturbed, so that their times are "
+        f"doubtful; the first, {first['label']} on {first['dataset']} ({first['track']}, seed "
+        f"{first['seed']}): {first['disturbed']}"
     ]
 
 

@@ -7,17 +7,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from embench import store
-from embench.metrics import METRICS, Metric
+from embench.metrics import METRICS, TIMES, Metric
 from embench.registry import unknown
 from embench.types import TRACKS, Spec
 
 CELL = ["track", "dataset", "label"]
 """What is compared over seeds: one labelled model on one dataset in one track."""
 
-TRUTH, BEST = "the truth", "the best of these runs"
+TRUTH, BEST = "the truth", "the best known"
 """What an excess NLL can be measured over."""
 
 Runs = pd.DataFrame | str | Path | Iterable[pd.DataFrame | str | Path]
@@ -39,9 +40,9 @@ def tidy(
 ) -> tuple[pd.DataFrame, list[str]]:
     """One row per trial, in an order that does not depend on that of the records.
 
-    Adds ``label`` (the model's text, with its version, device, dtype, threads and budget where
-    the table has several), ``excess_nll`` where it is missing, and ``reference``: what the excess
-    is measured over.
+    The frame has a column ``best_known`` already (see `bestknown`). Adds ``label`` (the model's
+    text, with its version, device, dtype, threads and budget where the table has several),
+    ``excess_nll`` where it is missing, and ``reference``: what the excess is measured over.
 
     Returns:
         The table, and notes on what was set aside.
@@ -58,7 +59,8 @@ def tidy(
         frame = frame[frame["track"].isin(list(tracks))]
     # By what a reader can tell apart: an old time limit must not count as another seed.
     frame, notes = _last_of_each(_with_labels(frame), [*CELL, "seed"])
-    return _with_excess(_in_order(frame)).reset_index(drop=True), notes
+    frame, more = _timed_alone(frame)
+    return _with_excess(_in_order(frame)).reset_index(drop=True), [*notes, *more]
 
 
 def same_cells(*frames: pd.DataFrame) -> list[pd.DataFrame]:
@@ -87,10 +89,12 @@ def ok(frame: pd.DataFrame) -> pd.DataFrame:
 
 def metric_values(frame: pd.DataFrame, metric: str) -> pd.Series:
     """A metric's values by seed, over the ok trials that have it."""
-    rows = ok(frame)
-    if metric not in rows:
+    if metric not in frame:
         return pd.Series(dtype=float)
-    return rows.set_index("seed")[metric].dropna().astype(float)
+    # Column by column: tables of all seeds and models are asked for every metric by itself.
+    values, seeds = frame[metric].to_numpy(float), frame["seed"].to_numpy()
+    there = (frame["status"] == "ok").to_numpy() & ~np.isnan(values)
+    return pd.Series(values[there], index=pd.Index(seeds[there], name="seed"), name=metric)
 
 
 def leading(table: pd.DataFrame) -> Metric:
@@ -143,7 +147,7 @@ def natural(text: str) -> list[Any]:
 def _load(run: pd.DataFrame | str | Path) -> pd.DataFrame:
     if isinstance(run, pd.DataFrame):
         return run
-    return store.frame(store.read(Path(run)), run=Path(run).name)
+    return store.read_frame(Path(run))
 
 
 def _last_of_each(frame: pd.DataFrame, key: list[str]) -> tuple[pd.DataFrame, list[str]]:
@@ -154,6 +158,22 @@ def _last_of_each(frame: pd.DataFrame, key: list[str]) -> tuple[pd.DataFrame, li
     count = len(frame.loc[again].drop_duplicates(key))
     trials = "1 trial" if count == 1 else f"{count} trials"
     return frame[~again], [f"{trials} measured more than once: the last record of each counts"]
+
+
+def _timed_alone(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Without the seconds of trials that shared their cores, and a note that says so."""
+    shared = has_shared_cores(frame)
+    if not shared.any():
+        return frame, []
+    times = [name for name in TIMES if name in frame]
+    trials = "1 trial" if shared.sum() == 1 else f"{shared.sum()} trials"
+    note = f"{trials} may have shared cores with others: their times are not compared"
+    return frame.assign(**{name: frame[name].mask(shared) for name in times}), [note]
+
+
+def has_shared_cores(frame: pd.DataFrame) -> pd.Series:
+    """Of each row, whether it is of the grade "quality", one of GRADES: older frames know none."""
+    return frame.get("grade", pd.Series("timing", index=frame.index)) == "quality"
 
 
 def _with_labels(frame: pd.DataFrame) -> pd.DataFrame:
@@ -186,18 +206,14 @@ def _versioned(frame: pd.DataFrame, noun: str) -> pd.Series:
 
 def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
     """By track, dataset, label and seed."""
-    tracks = list(TRACKS)
-    keys = [
-        (tracks.index(track), natural(dataset), natural(label), seed)
-        for track, dataset, label, seed in zip(
-            *(frame[name] for name in [*CELL, "seed"]), strict=True
-        )
-    ]
-    return frame.iloc[sorted(range(len(keys)), key=keys.__getitem__)]
+    places = {"track": list(TRACKS)}
+    places |= {name: sorted(frame[name].unique(), key=natural) for name in ("dataset", "label")}
+    ranks = [frame[name].map(places[name].index) for name in CELL]
+    return frame.iloc[np.lexsort([frame["seed"], *reversed(ranks)])]
 
 
 def _with_excess(frame: pd.DataFrame) -> pd.DataFrame:
-    """Excess NLL over the truth, or over the best of these runs where no truth is known.
+    """Excess NLL over the truth, or over the best known where no truth is.
 
     Of groupers there is none: their likelihoods cannot be held against each other.
     """
@@ -205,11 +221,10 @@ def _with_excess(frame: pd.DataFrame) -> pd.DataFrame:
         return frame.assign(reference="")
     grouping = is_grouping(frame)
     finished = frame.where((frame["status"] == "ok") & ~grouping)
-    best = finished["nll"].groupby([frame["dataset"], frame["seed"]]).transform("min")
     known = finished["excess_nll"] if "excess_nll" in frame else finished["nll"] * float("nan")
     # One reference per dataset: a mean over two kinds of excess would mean nothing.
     missing = (finished["nll"].notna() & known.isna()).groupby(frame["dataset"]).transform("any")
     return frame.assign(
-        excess_nll=known.where(~missing, finished["nll"] - best),
+        excess_nll=known.where(~missing, finished["nll"] - finished["best_known"]),
         reference=pd.Series(TRUTH, index=frame.index).where(~missing, BEST).where(~grouping, ""),
     )

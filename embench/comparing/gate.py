@@ -14,9 +14,9 @@ import pandas as pd
 
 from embench.comparing.change import Change, allowed, bound, change, loss
 from embench.comparing.compare import SAME_CHANGE
-from embench.comparing.frames import CELL, metric_values, natural, ok, same_cells
+from embench.comparing.frames import CELL, has_shared_cores, metric_values, natural, ok, same_cells
 from embench.comparing.words import change_text, quantity, significant
-from embench.metrics import METRICS, Metric
+from embench.metrics import MACHINE_COSTS, METRICS, TIMES, Metric
 
 EXIT_CODES = {
     "passed": 0,
@@ -28,8 +28,6 @@ EXIT_CODES = {
 
 MACHINE = ("cpu", "gpu")
 """Keys of a record's environment that must agree before seconds and bytes are compared."""
-
-MACHINE_COSTS = ("fit_seconds", "predict_seconds", "cpu_seconds", "peak_memory", "gpu_peak_memory")
 
 Outcome = Literal["passed", "regressed", "inconclusive"]
 
@@ -78,7 +76,7 @@ def gate(baseline: pd.DataFrame, candidate: pd.DataFrame) -> Verdict:
     findings = [finding for rows in pairs for finding in _missing_trials(*rows, _seeds_asked(new))]
     common = [(a, b) for a, b in pairs if _common_seeds(a, b)]
     sound = [(a, b) for a, b in common if _versions(a) == _versions(b)]
-    notes = [*_new_cells(old, new), *_machine_notes(sound)]
+    notes = [*_new_cells(old, new), *_machine_notes(sound), *_grade_notes(sound)]
     findings += [_other_data(a, b) for a, b in common if _versions(a) != _versions(b)]
     compared = [finding for rows in sound for finding in _metrics(*rows)]
     return _verdict(findings, compared, len(sound), notes)
@@ -168,7 +166,8 @@ def _metrics(old: pd.DataFrame, new: pd.DataFrame) -> Iterator[Finding]:
     """Every metric of a cell over the seeds that are ok in both."""
     seeds = _common_seeds(old, new)
     old, new = (rows[rows["seed"].isin(seeds)] for rows in (old, new))
-    left_out = () if _machine(old) == _machine(new) else MACHINE_COSTS
+    left_out = set() if _machine(old) == _machine(new) else set(MACHINE_COSTS)
+    left_out |= set(TIMES) if has_shared_cores(pd.concat([old, new])).any() else set()
     for metric in METRICS.values():
         before, now = metric_values(old, metric.name), metric_values(new, metric.name)
         if before.empty or metric.name in SAME_CHANGE or metric.name in left_out:
@@ -230,6 +229,14 @@ def _machine_notes(pairs: Iterable[tuple[pd.DataFrame, pd.DataFrame]]) -> list[s
         f"note: time and memory left out on {_count(len(differing), 'cell')}: "
         f"measured on {before or 'an unnamed machine'}, now on {now or 'an unnamed machine'}"
     ]
+
+
+def _grade_notes(pairs: Iterable[tuple[pd.DataFrame, pd.DataFrame]]) -> list[str]:
+    """One line for all cells whose seconds were left out because trials shared their cores."""
+    count = sum(bool(has_shared_cores(pd.concat(pair)).any()) for pair in pairs)
+    if not count:
+        return []
+    return [f"note: time left out on {_count(count, 'cell')}: trials may have shared their cores"]
 
 
 def _new_cells(old: pd.DataFrame, new: pd.DataFrame) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from html import escape
 
 import pandas as pd
@@ -12,6 +13,7 @@ from embench.comparing import words
 from embench.comparing.change import Change
 from embench.comparing.findings import Failure, Overall, Payback
 from embench.comparing.frames import BEST
+from embench.comparing.targets import TARGETS
 from embench.comparing.words import change_text, quantity
 from embench.metrics import METRICS
 from embench.types import TRACKS
@@ -23,6 +25,7 @@ OVERALL = "Over all datasets"
 """The title of the lines that answer first, or last on a terminal, where the end is seen."""
 
 NOTHING = "Nothing to compare: no trial finished."
+TARGETS_TITLE = "Time until the held-out NLL was within this of the best known:"
 LEGEND = "↓ lower is better, ↑ higher is better; ± is the standard deviation over seeds."
 
 
@@ -31,11 +34,14 @@ class Comparison:
     """What runs say about their models; the tracks are never mixed.
 
     ``changes``: one per track, dataset, metric and candidate. ``summary``: one row per track,
-    dataset and model, in order of rank (see `summarise`). ``records``: the tidy table behind it.
+    dataset and model, in order of rank (see `summarise`). ``targets``: seconds to so much of the
+    best known NLL, one row per track, dataset, model and target (see `over_seeds`). ``records``:
+    the tidy table behind it.
     """
 
     changes: tuple[Change, ...]
     summary: pd.DataFrame
+    targets: pd.DataFrame
     overall: tuple[Overall, ...]
     paybacks: tuple[Payback, ...]
     failures: tuple[Failure, ...]
@@ -54,6 +60,11 @@ class Comparison:
         """Every (track, dataset) that was measured, in order."""
         found = self.summary[["track", "dataset"]].drop_duplicates()
         return list(found.itertuples(index=False, name=None))
+
+    @cached_property
+    def models(self) -> pd.DataFrame:
+        """Every model of a track, once, in the order of the records: track, label, model."""
+        return self.records[["track", "label", "model"]].drop_duplicates()
 
     def __repr__(self) -> str:
         return str(self)
@@ -90,6 +101,16 @@ def summary_table(
             cells = [words.with_stddev(*pair, metric.unit) for pair in pairs]
             table[_heading(name)] = [cell.removesuffix(" nat") for cell in cells]
     return pd.DataFrame(table)
+
+
+def targets_table(comparison: Comparison, track: str, dataset: str) -> pd.DataFrame:
+    """When the models of a table were within each target, as text in order of rank, or nothing."""
+    rows = rows_of(comparison.targets, track, dataset)
+    cells = {model: words.target_cells(some) for model, some in rows.groupby("model", sort=False)}
+    ranked = rows_of(comparison.summary, track, dataset)["model"]
+    heads = ["model", *(f"{target:g}\u00a0nat" for target in TARGETS)]
+    found = [[model, *cells[model]] for model in ranked if model in cells]
+    return pd.DataFrame(found, columns=heads)
 
 
 def changes_table(comparison: Comparison, track: str, dataset: str) -> pd.DataFrame:
@@ -167,6 +188,7 @@ def closing_groups(comparison: Comparison) -> list[tuple[str, list[str]]]:
             f"{item.track}: {words.payback_sentence(item)}" for item in comparison.paybacks
         ],
         "Excess NLL": _reference_lines(comparison),
+        "Time to quality": _target_lines(comparison),
         "Failed trials": failures,
         "Notes": list(comparison.notes),
     }
@@ -180,6 +202,8 @@ def plain(comparison: Comparison) -> str:
         table = summary_table(comparison, track, dataset, MAIN_METRICS, stddevs=False)
         parts += [_title(comparison, track, dataset), table.to_string(index=False)]
         parts += [*_below(comparison, track, dataset), ""]
+        if len(times := targets_table(comparison, track, dataset)):
+            parts += [TARGETS_TITLE, times.to_string(index=False), ""]
     for title, lines in closing_groups(comparison):
         parts += [title, *(f"  {line}" for line in lines), ""]
     return "\n".join(parts).rstrip()
@@ -193,6 +217,8 @@ def html(comparison: Comparison) -> str:
         parts.append(f"<h4>{escape(_title(comparison, track, dataset))}</h4>")
         parts.append(table.to_html(index=False, border=0))
         parts += map(_paragraph, _below(comparison, track, dataset))
+        if len(times := targets_table(comparison, track, dataset)):
+            parts += [_paragraph(TARGETS_TITLE), times.to_html(index=False, border=0)]
     for title, lines in closing_groups(comparison):
         parts += [f"<h4>{escape(title)}</h4>", *map(_paragraph, lines)]
     return "\n".join(parts)
@@ -217,6 +243,23 @@ def _reference_lines(comparison: Comparison) -> list[str]:
     for reference, rows in records[records["reference"] != ""].groupby("reference", sort=False):
         why = " at the same seed, for want of a truth" if reference == BEST else ""
         lines.append(f"over {reference}{why}: {', '.join(rows['dataset'].unique())}")
+    return lines
+
+
+def _target_lines(comparison: Comparison) -> list[str]:
+    """What the times to quality are, and where the line is drawn by the runs themselves."""
+    if comparison.targets.empty:
+        return []
+    lines = [words.TARGETS_LEGEND]
+    for track, rows in comparison.targets.groupby("track", sort=False):
+        if rows["dataset"].nunique() > 1:  # of a single dataset its table says the same
+            lines.append(f"{track}: {words.reached_sentence(rows)}")
+    records = comparison.records[comparison.records["best_known"].notna()]
+    without = records[~records["has_reference"]]["dataset"].unique()
+    if len(without):
+        every = len(without) == records["dataset"].nunique()
+        where = "" if every else f": {', '.join(without)}"
+        lines.append(f"the best known is that of these runs, for want of a reference{where}")
     return lines
 
 

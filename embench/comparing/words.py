@@ -16,6 +16,7 @@ from embench.comparing.findings import Failure, Overall, Payback
 from embench.comparing.frames import by_label, leading, metric_values, natural, overlap
 from embench.comparing.stats import Interval
 from embench.comparing.summary import recommend, seconds, tied_with_best
+from embench.comparing.targets import MIDDLE
 from embench.metrics import METRICS, Metric
 
 _VERDICTS = ("better", "same", "worse", "inconclusive")
@@ -23,6 +24,12 @@ _SCALES = {
     "s": [(60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "µs")],
     "B": [(2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B")],
 }
+
+TARGETS_LEGEND = (
+    "the median over seeds, where a fit that never came so near counts as one that takes for ever; "
+    "in brackets on how many seeds it came so near, where not on all"
+)
+"""What the cells of a table of times to quality are."""
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -144,6 +151,46 @@ def payback_sentence(payback: Payback) -> str:
         )
     text += "" if payback.is_settled else ", by times that are not settled"
     return text + _counted(payback)
+
+
+def target_cells(rows: pd.DataFrame) -> list[str]:
+    """When a model was within each target: the rows of `over_seeds` for one table and model.
+
+    >>> columns = ["reached", "planned", "seconds"]
+    >>> target_cells(pd.DataFrame([[5, 5, 0.0121], [4, 5, 0.03]], columns=columns))
+    ['12.1 ms', '30.0 ms (4 of 5)']
+    >>> target_cells(pd.DataFrame([[2, 5, math.inf], [0, 5, math.inf]], columns=columns))
+    ['only 2 of 5', 'never']
+    """
+    return [
+        _target_cell(reached, planned, seconds)
+        for reached, planned, seconds in zip(
+            rows["reached"], rows["planned"], rows["seconds"], strict=True
+        )
+    ]
+
+
+def _target_cell(reached: int, planned: int, seconds: float) -> str:
+    if reached == 0:
+        return "never"
+    if math.isinf(seconds):
+        return f"only {reached} of {planned}"
+    share = "" if reached == planned else f" ({reached} of {planned})"
+    return quantity(seconds, "s") + share
+
+
+def reached_sentence(rows: pd.DataFrame) -> str:
+    """How often the models of a track came within the middle target, the most frequent first.
+
+    ``fits that came within 0.01 nat of the best known: em 13 of 15, sklearn-em 12 of 15``
+    """
+    middle = rows[rows["target"] == MIDDLE]
+    counts = middle.groupby("model", sort=False)[["reached", "planned"]].sum()
+    order = (counts["reached"] / counts["planned"]).sort_values(ascending=False, kind="stable")
+    found = [
+        f"{model} {counts['reached'][model]} of {counts['planned'][model]}" for model in order.index
+    ]
+    return f"fits that came within {MIDDLE:g} nat of the best known: {_some(found, 8)}"
 
 
 def _counted(found: Overall | Payback) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
 
 from embench import gaussian
 from embench.types import (
+    OWN_SCORE,
     ConditionalMixture,
     ConditionalModel,
     Dataset,
@@ -25,7 +26,17 @@ from embench.types import (
 LONGEST_SENTENCE = 300
 """Characters of a message that are kept."""
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Unable to allocate", "bad_alloc")
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "Unable to allocate",
+    "bad_alloc",
+    "MemoryError",
+)
+
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+"""What colours a terminal, moves its cursor or clears it."""
 
 
 class Diverged(ArithmeticError):
@@ -71,7 +82,7 @@ def heard() -> Iterator[list[str]]:
         warnings.simplefilter("always", RuntimeWarning)
         yield complaints
     named = [str(one.message) for one in caught if one.category is not RuntimeWarning]
-    complaints += dict.fromkeys(shorten(words, LONGEST_SENTENCE) for words in named)
+    complaints += dict.fromkeys(map(in_one_line, named))
 
 
 def remarks(trial: Trial, fitted: Model, environment: Mapping[str, Any]) -> list[str]:
@@ -86,8 +97,21 @@ def remarks(trial: Trial, fitted: Model, environment: Mapping[str, Any]) -> list
 
 def sentence(error: Exception) -> str:
     """What was wrong, in one line of bearable length."""
-    words = shorten(str(error), LONGEST_SENTENCE, placeholder=" ...")
-    return words if isinstance(error, Diverged) else f"{type(error).__name__}: {words}"
+    words = in_one_line(str(error))
+    if isinstance(error, Diverged):
+        return words
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+def in_one_line(text: str) -> str:
+    """What others wrote, so that any terminal can show it: no escapes, no newlines, not for ever.
+
+    >>> in_one_line("\\x1b[31mred\\x1b[0m\\n and  blue\\x07")
+    'red and blue'
+    """
+    few = ESCAPES.sub("", text[: 10 * LONGEST_SENTENCE])
+    line = " ".join("".join(c if c.isprintable() else " " for c in few).split())
+    return line if len(line) <= LONGEST_SENTENCE else f"{line[: LONGEST_SENTENCE - 4]} ..."
 
 
 def status(error: Exception) -> str:
@@ -116,7 +140,7 @@ def _on_judge(fitted: Model) -> str:
     judged = isinstance(fitted, MixtureModel | ConditionalModel)
     if judged or not isinstance(fitted, ScoredModel):
         return ""
-    return "its NLL is by its own score: it has no mixture_ that the judge could compute"
+    return f"{OWN_SCORE}: it has no mixture_ that the judge could compute"
 
 
 def _on_threads(trial: Trial, environment: Mapping[str, Any]) -> str:

@@ -52,6 +52,18 @@ def claimed_cores(count: int) -> Iterator[tuple[int, ...] | None]:
             os.close(descriptor)
 
 
+@contextmanager
+def claimed_gpu() -> Iterator[None]:
+    """The GPU, the first that may be seen, once no other trial of this user has it."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    descriptor = _lock(f"gpu-{seen}", wait=True)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
 def available_memory() -> int:
     """Bytes that can be had now without swapping, by the system and by the limit of a container."""
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
@@ -70,7 +82,7 @@ def _locked(count: int) -> dict[int, int] | None:
     for core in cores():
         if len(locks) == count:
             break
-        if (descriptor := _lock(core[0])) is not None:
+        if (descriptor := _lock(str(core[0]))) is not None:
             locks[core[0]] = descriptor
     if len(locks) == count:
         return locks
@@ -79,15 +91,16 @@ def _locked(count: int) -> dict[int, int] | None:
     return None
 
 
-def _lock(cpu: int) -> int | None:
+def _lock(name: str, *, wait: bool = False) -> int | None:
+    """Descriptor of a lock; None if another has it and we do not wait, or if there are no locks."""
     folder = Path(tempfile.gettempdir()) / f"embench-cores-{os.getuid()}"
     try:
         folder.mkdir(exist_ok=True)
-        descriptor = os.open(folder / str(cpu), os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         os.close(descriptor)
         return None

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 
@@ -22,7 +23,7 @@ MOST_TAKEN = 0.1
 MOST_SLOWDOWN = 1.25
 """Of the sentinel over the quickest one of the run: above, the core itself was slower."""
 
-SENTINEL_ROUNDS = 5
+SENTINEL_ROUNDS = 3
 _MATRIX = np.linspace(0.0, 1.0, 96 * 96).reshape(96, 96)
 _VECTOR = np.linspace(0.0, 1.0, 2**17)
 
@@ -35,6 +36,9 @@ THROTTLING = {
 
 TICK = 0.01
 """Seconds in the unit of /proc/stat."""
+
+NOT_TOLD = (OSError, ValueError, IndexError)
+"""What comes of reading an account that a kernel does not keep, or keeps in another form."""
 
 
 @contextmanager
@@ -130,25 +134,25 @@ def _sentinel_once() -> float:
 def _accounts() -> dict[str, float]:
     """The kernel's running accounts."""
     found: dict[str, float] = {}
-    with suppress(OSError, ValueError, IndexError):
-        found["waited_seconds"] = sum(
-            int(path.read_text().split()[1]) * 1e-9 for path in PROC.glob("self/task/*/schedstat")
-        )
+    with suppress(*NOT_TOLD):
+        threads = PROC.glob("self/task/*/schedstat")
+        if waited := [int(path.read_text().split()[1]) * 1e-9 for path in threads]:
+            found["waited_seconds"] = sum(waited)
     with suppress(ImportError, OSError):
         import resource
 
         usage = resource.getrusage(resource.RUSAGE_SELF)
         found["involuntary_switches"] = float(usage.ru_nivcsw)
-    with suppress(OSError, ValueError, IndexError):
+    with suppress(*NOT_TOLD):
         mine = {f"cpu{cpu}" for cpu in os.sched_getaffinity(0)}
         rows = map(str.split, (PROC / "stat").read_text().splitlines())
         stolen = [int(row[8]) * TICK for row in rows if row[0] in mine]
-        found["stolen_seconds"] = sum(stolen) / len(stolen)
-    with suppress(OSError, ValueError):
+        found["stolen_seconds"] = mean(stolen)
+    with suppress(*NOT_TOLD):
         words = (PROC / "pressure/cpu").read_text().split(maxsplit=5)
         found["pressure_seconds"] = int(words[4].removeprefix("total=")) * 1e-6
     for path, (key, unit) in THROTTLING.items():
-        with suppress(OSError, ValueError):
+        with suppress(*NOT_TOLD):
             words = path.read_text().split()
             found["throttled_seconds"] = int(words[words.index(key) + 1]) * unit
     return found

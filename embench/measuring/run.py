@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from embench import store
 from embench.measuring.executors import DEFAULT, Execution, pool
-from embench.measuring.plan import Specs, customised, load_suite, plan
+from embench.measuring.plan import plan
+from embench.measuring.suite import Specs, customised, load_suite
 from embench.measuring.sweep import disturbed_once, sweep
 from embench.types import Record, Trial
 

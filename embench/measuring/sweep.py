@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -11,6 +10,7 @@ from typing import Any
 from embench.measuring import noise
 from embench.measuring.executors import Execution, Pool
 from embench.measuring.sizes import Hopeless
+from embench.measuring.trial import utc_now
 from embench.types import Record, Trial
 
 TIMES_AT_MOST = 2
@@ -62,12 +62,11 @@ def sweep(
 
 
 def disturbed_once(records: Iterable[Record]) -> list[Trial]:
-    """The trials whose only measurement was disturbed, in order."""
-    many = list(records)
-    times = Counter(record.trial.id for record in many)
-    return [r.trial for r in many if r.disturbed and times[r.trial.id] < TIMES_AT_MOST]
+    """The trials whose only measurement was disturbed, in order; a failure is no measurement."""
+    measured = [record for record in records if record.status == "ok"]
+    times = Counter(record.trial.id for record in measured)
+    return [r.trial for r in measured if r.disturbed and times[r.trial.id] < TIMES_AT_MOST]
 
 
 def _pruned(trial: Trial, reason: str) -> Record:
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-    return Record(trial=trial, status="pruned", message=reason, ended=now)
+    return Record(trial=trial, status="pruned", message=reason, ended=utc_now())

@@ -14,7 +14,7 @@ from embench import registry
 from embench.measuring.environment import describe
 from embench.measuring.groups import mean_ami
 from embench.measuring.meter import metered
-from embench.measuring.plan import Suite
+from embench.measuring.suite import Suite
 from embench.measuring.threads import limited_threads
 from embench.models.checkpoint import read, write
 from embench.types import Draw, Drawn, InputError, Spec, TrainableModel, Training

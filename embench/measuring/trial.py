@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import datetime
-import signal
 import time
+import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import chdir, suppress
 from dataclasses import replace
 from statistics import median
 
+import numpy as np
 from sklearn.base import clone
 
 from embench.measuring import judging, noise
@@ -49,35 +50,39 @@ GRACE = {"same-start": 1.1, "budget": 2.0, "default": 1.1}
 """A fit is killed this many time limits after its start. On the budget track a last iteration may
 come to its end: the harness stops pulling where another one like it would overrun."""
 
-LEAST_SECONDS = 60.0
-"""What anything else in a trial, such as making the data or a prediction, may take at least, or a
-fit's limit if that is longer."""
+PATIENCE = 60.0
+"""Seconds that anything else in a trial, such as making the data or a prediction, may take at
+least, or a fit's limit if that is longer."""
+
+Enter = Callable[[str, float], None]
+"""Is told what is done next, and how many seconds it may take before the process is killed."""
 
 
-def run_trial(trial: Trial, *, disposable: bool = False) -> Record:
-    """Run a trial; whatever goes wrong becomes the record's status and a sentence.
+def run_trial(trial: Trial) -> Record:
+    """Run a trial here; whatever goes wrong becomes the record's status and a sentence.
 
-    Args:
-        trial: What to run.
-        disposable: This process may be killed when a fit outlasts the trial's time limit. Where
-            it may not, nothing is cut off but an iterative model on the budget track.
+    Nothing is cut off but an iterative model on the budget track.
     """
-    *_, record = stages(trial, disposable=disposable)
+    *_, record = stages(trial)
     return record
 
 
-def stages(trial: Trial, *, disposable: bool = False) -> Iterator[Record]:
+def stages(
+    trial: Trial, enter: Enter = lambda *_: None, patience: float = PATIENCE
+) -> Iterator[Record]:
     """The record of a trial as soon as it is judged, and again with its curve.
 
-    Whoever loses the process to the curve still has the first.
+    Whoever loses the process to the curve still has the first. What a model changes for all that
+    comes after it (warnings, NumPy's errors, the folder, threads) is set back at the end.
     """
     began = time.perf_counter()
-    with limited_threads(trial.threads), warnings.catch_warnings():
+    with limited_threads(trial.threads), warnings.catch_warnings(), np.errstate(), chdir("."):
         warnings.simplefilter("ignore")
         try:
-            for record in _run(trial, disposable):
+            for record in _run(trial, enter, max(patience, _longest(trial))):
                 yield _ended(record, began)
         except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the memory that ran out
             failed = Record(
                 trial=trial,
                 status=judging.status(error),
@@ -87,21 +92,26 @@ def stages(trial: Trial, *, disposable: bool = False) -> Iterator[Record]:
             yield _ended(failed, began)
 
 
+def utc_now() -> str:
+    """In UTC, as records have it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+
+
 def _ended(record: Record, began: float) -> Record:
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-    return replace(record, trial_seconds=time.perf_counter() - began, ended=now)
+    return replace(record, trial_seconds=time.perf_counter() - began, ended=utc_now())
 
 
-def _run(trial: Trial, disposable: bool) -> Iterator[Record]:
+def _run(trial: Trial, enter: Enter, patience: float) -> Iterator[Record]:
+    enter("making model and data", patience)
     idle = device_memory() if trial.device == "cuda" else None
-    with _killed_after(_patience(trial), disposable):
-        data, samples, model = prepared(trial)
-    cold_seconds = _warm_up(trial, model, samples, disposable)
+    data, samples, model = prepared(trial)
+    enter("warming up", _longest(trial) + WARM_UP_SECONDS)
+    cold_seconds = _warm_up(trial, model, samples)
     with judging.heard() as complaints, noise.witnessed() as witness:
-        fitted, pulled, readings = _timed_pass(trial, model, samples, disposable)
-    with _killed_after(_patience(trial), disposable):
-        nll = judging.nll(fitted, data) if isinstance(fitted, ScoredModel) else None
-        labels, predict_seconds = _labels(trial, fitted, data.X_test.astype(trial.dtype))
+        fitted, pulled, readings = _timed_pass(trial, model, samples, enter)
+        enter("judging", patience)
+    nll = judging.nll(fitted, data) if isinstance(fitted, ScoredModel) else None
+    labels, predict_seconds = _labels(trial, fitted, data.X_test.astype(trial.dtype))
     outcome = Outcome(
         dataset=data,
         nll=nll,
@@ -118,20 +128,22 @@ def _run(trial: Trial, disposable: bool) -> Iterator[Record]:
         training_seconds=fitted.training_seconds if isinstance(fitted, PretrainedModel) else None,
     )
     environment = describe(trial.device)
+    metrics = judge(outcome)
+    not_told = [f"{name} is left out: {x}" for name, x in metrics.items() if not np.isfinite(x)]
     record = Record(
         trial=trial,
         status="ok",
-        metrics=judge(outcome),
+        metrics={name: x for name, x in metrics.items() if np.isfinite(x)},
         sizes=judging.sizes(data, model),
-        message="; ".join([*judging.remarks(trial, fitted, environment), *complaints]),
+        message="; ".join([*judging.remarks(trial, fitted, environment), *not_told, *complaints]),
         fits=tuple((reading.seconds, reading.cpu_seconds) for reading in readings),
         noise=witness,
         environment=environment,
     )
     yield record
     if isinstance(model, IterativeModel) and isinstance(model, ScoredModel):
-        with _killed_after(_patience(trial) + _longest(trial), disposable):
-            yield _with_curve(record, model, samples, data, pulled)
+        enter("drawing the curve", patience + _longest(trial))
+        yield _with_curve(record, model, samples, data, pulled)
 
 
 def _growth(before: int | None, after: int | None) -> int | None:
@@ -172,23 +184,20 @@ def _labels(trial: Trial, fitted: Model, X: FloatArray) -> tuple[IntArray | None
     return labels, reading.seconds
 
 
-def _warm_up(
-    trial: Trial, model: Model, samples: tuple[FloatArray, ...], disposable: bool
-) -> float:
+def _warm_up(trial: Trial, model: Model, samples: tuple[FloatArray, ...]) -> float:
     """Seconds of a short fit, the first of this process: it pays for all that is done but once."""
     twin = clone(model)
     if "max_iter" in twin.get_params():
         twin.set_params(max_iter=WARM_UP_ITERATIONS)
     few = tuple(part[:WARM_UP_SAMPLES] for part in samples)
-    limit = _longest(trial) + WARM_UP_SECONDS
     # What is wrong with the model comes to light in the timed pass.
-    with _killed_after(limit, disposable), metered(trial.device) as reading, suppress(Exception):
+    with metered(trial.device) as reading, suppress(Exception):
         twin.fit(*few)
     return reading.seconds
 
 
 def _timed_pass(
-    trial: Trial, model: Model, samples: tuple[FloatArray, ...], disposable: bool
+    trial: Trial, model: Model, samples: tuple[FloatArray, ...], enter: Enter
 ) -> tuple[Model, int | None, list[Reading]]:
     """Fit fresh copies until the clock can be believed; all of them end at the same parameters.
 
@@ -198,7 +207,8 @@ def _timed_pass(
     most = 1 if trial.track == "budget" else MAX_FITS
     while len(readings) < most and sum(r.seconds for r in readings) < ENOUGH_SECONDS:
         fitted = clone(model)
-        with _killed_after(_longest(trial), disposable), metered(trial.device) as reading:
+        enter("fitting", _longest(trial))
+        with metered(trial.device) as reading:
             pulled = _fit(fitted, samples, trial)
         readings.append(reading)
     return fitted, pulled, readings
@@ -276,21 +286,3 @@ def _is_checkpoint(n_iter: int) -> bool:
 def _longest(trial: Trial) -> float:
     """Seconds after which a fit is given up."""
     return GRACE[trial.track] * trial.time_limit
-
-
-def _patience(trial: Trial) -> float:
-    """Seconds after which anything else is given up."""
-    return max(LEAST_SECONDS, _longest(trial))
-
-
-@contextmanager
-def _killed_after(seconds: float, disposable: bool) -> Iterator[None]:
-    """Let the kernel end this process when the time is over: native code cannot hold it up."""
-    if not disposable:
-        yield
-        return
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)

@@ -13,6 +13,7 @@ import pandas as pd
 from embench.comparing import tables
 from embench.comparing.frames import natural
 from embench.comparing.tables import Comparison
+from embench.metrics import METRICS
 from embench.reporting import text
 
 if TYPE_CHECKING:
@@ -73,11 +74,17 @@ def html(frame: pd.DataFrame, comparison: Comparison, drawn: Mapping[str, bytes]
         tracks=text.by_track(comparison),
         closing=tables.closing_groups(comparison),
         images={name: base64.b64encode(data).decode() for name, data in drawn.items()},
+        sources=sources(frame),
         provenance=provenance(frame),
         n_trials=len(frame),
         page_metrics=PAGE_METRICS,
         text_columns=text.TEXT_COLUMNS,
     )
+
+
+def sources(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    """Who says so, for each metric that the records have, by its title."""
+    return [(metric.title, metric.source) for name, metric in METRICS.items() if name in frame]
 
 
 def provenance(frame: pd.DataFrame) -> list[tuple[str, list[str]]]:

@@ -25,6 +25,7 @@ from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, NullFormat
 from embench.comparing.change import Change
 from embench.comparing.frames import by_label, natural, ok
 from embench.comparing.tables import Comparison, dataset_title
+from embench.comparing.targets import TARGETS, times_to_targets
 from embench.metrics import METRICS
 
 MAX_PANELS = 12
@@ -33,6 +34,9 @@ MAX_PANELS = 12
 SMALLEST_EXCESS = 1e-3
 """An excess NLL [nat] below this is drawn here: a log axis has no zero, and a tenth of the
 tolerance of a tie is no difference."""
+
+SHORTEST = 1e-6
+"""A time [s] below this is drawn here."""
 
 CURVE_POINTS = 100
 SIZES = ("n_samples", "n_features", "n_components")
@@ -65,6 +69,7 @@ def figures(comparison: Comparison) -> dict[str, Figure]:
     drawings: Mapping[str, Callable[[Comparison, str], Figure | None]] = {
         "quality-against-time": lambda found, track: quality(found, track, _TIME),
         "quality-against-iterations": lambda found, track: quality(found, track, _ITERATIONS),
+        "time-to-quality": time_to_quality,
         "groups-against-time": groups_against_time,
         "time-ratios": lambda found, track: ratios(found, track, "fit_seconds"),
         "scaling": scaling,
@@ -119,6 +124,49 @@ def _draw_quality(axis: Axes, comparison: Comparison, rows: pd.DataFrame, cost: 
     _log_ticks(axis.xaxis, cost.formatter, most=4)
     # A decade at least: less would blow a difference up that is none.
     _log_ticks(axis.yaxis, _plain, span=10)
+
+
+def time_to_quality(comparison: Comparison, track: str) -> Figure | None:
+    """Share of all fits that were within each target by then, over a logarithmic time.
+
+    A data profile (More and Wild, 2009, Benchmarking derivative-free optimization algorithms, SIAM
+    Journal on Optimization 20): steps up where a fit arrives, and stays below 1 if some never do.
+    """
+    times = times_to_targets(comparison.records)
+    times = times[times["track"] == track]
+    arrived = times.loc[np.isfinite(times["seconds"]), "seconds"].clip(lower=SHORTEST)
+    if arrived.empty:
+        return None
+    figure, axes = _panels(
+        len(TARGETS), "Time until a fit was nearly as good as the best known", track
+    )
+    for axis, target in zip(axes, TARGETS, strict=True):
+        axis.set(xscale="log", xlim=(arrived.min() / 1.5, arrived.max() * 1.5), xlabel="time")
+        axis.set(ylim=(-0.03, 1.03), ylabel="share of fits")
+        _log_ticks(axis.xaxis, EngFormatter("s"), most=4)
+        for label, rows in by_label(times[times["target"] == target]).items():
+            _draw_profile(axis, comparison, label, rows["seconds"].to_numpy(float))
+        _title(axis, f"within {target:g} nat")
+    _legend(figure, comparison, times["label"])
+    _caption(
+        figure,
+        "Share of a model's fits (datasets × seeds) whose held-out NLL was by then within so much "
+        "of the best known for their data. The point is the last fit to get there; a line that "
+        "stays below 1 is of a model that never got there with the rest.",
+    )
+    return figure
+
+
+def _draw_profile(axis: Axes, comparison: Comparison, label: str, seconds: np.ndarray) -> None:
+    """A step up for each fit that arrived, at its time; to the right edge it stays where it is."""
+    arrived = np.sort(seconds[np.isfinite(seconds)]).clip(min=SHORTEST)
+    shares = np.arange(len(arrived) + 1) / len(seconds)
+    style: dict[str, Any] = {"color": _colours(comparison)[label]}
+    left, right = axis.get_xlim()
+    axis.step([left, *arrived, right], [*shares, shares[-1]], where="post", **style)
+    if len(arrived):
+        marker = _markers(comparison)[label]
+        axis.plot(arrived[-1], shares[-1], marker=marker, linestyle="none", **style)
 
 
 def groups_against_time(comparison: Comparison, track: str) -> Figure | None:
@@ -272,7 +320,7 @@ def _sweeps(rows: pd.DataFrame, size: str) -> list[tuple[str, str, pd.DataFrame]
 
 def _labels(comparison: Comparison) -> list[str]:
     """Every model of the comparison, in the order that gives colours."""
-    return sorted(comparison.records["label"].unique(), key=natural)
+    return sorted(comparison.models["label"].unique(), key=natural)
 
 
 def _slots(comparison: Comparison) -> dict[str, int]:
@@ -280,11 +328,11 @@ def _slots(comparison: Comparison) -> dict[str, int]:
 
     Models of one name in different tracks share theirs, so that a name keeps its colour.
     """
-    records = comparison.records
-    tracks = {label: set(rows["track"]) for label, rows in by_label(records).items()}
-    names = {
-        label: str(rows["model"].iloc[0]).split(":")[0] for label, rows in by_label(records).items()
-    }
+    tracks: dict[str, set[str]] = {}
+    names: dict[str, str] = {}
+    for track, label, model in comparison.models.itertuples(index=False):
+        tracks.setdefault(label, set()).add(track)
+        names.setdefault(label, model.split(":")[0])
     found: dict[str, tuple[str, int]] = {}
     for label in _labels(comparison):
         taken = {slot for other, slot in found.items() if tracks[other] & tracks[label]}

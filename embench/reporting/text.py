@@ -18,7 +18,7 @@ from embench.comparing import tables
 from embench.comparing.tables import Comparison
 from embench.comparing.words import quantity
 from embench.metrics import METRICS
-from embench.types import STATUSES, Record, Spec
+from embench.types import GRADES, STATUSES, Record, Spec
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 MOST_SENTENCES = 8
 """On a terminal, below one table: the best models; nobody reads a screen of sentences."""
 
-TEXT_COLUMNS = ["model", "dataset", "track", "metric", "better", "status", "verdict", "message"]
+TEXT_COLUMNS = [
+    *("model", "dataset", "track", "metric", "better", "status", "verdict", "message"),
+    *("trial", "basis"),
+]
 """Columns of words, which stand to the left; all others hold numbers."""
 
 
@@ -59,7 +62,7 @@ def _terminal_section(comparison: Comparison, track: str, dataset: str) -> Itera
     from rich.text import Text
 
     yield Text(f"\n{tables.dataset_title(comparison, dataset)}", style="bold")
-    yield _rich_table(
+    yield rich_table(
         tables.summary_table(comparison, track, dataset, tables.MAIN_METRICS, stddevs=False)
     )
     if advice := tables.recommendation(comparison, track, dataset):
@@ -68,9 +71,13 @@ def _terminal_section(comparison: Comparison, track: str, dataset: str) -> Itera
     yield from map(_indented, lines[:MOST_SENTENCES])
     if (left := len(lines) - MOST_SENTENCES) > 0:
         yield _indented(f"... and {left} more of lower rank, all of them in the report")
+    if len(times := tables.targets_table(comparison, track, dataset)):
+        yield Text("")
+        yield _indented(tables.TARGETS_TITLE)
+        yield rich_table(times[:MOST_SENTENCES])
 
 
-def _rich_table(table: pd.DataFrame) -> Table:
+def rich_table(table: pd.DataFrame) -> Table:
     """A table for a terminal: no lines but one below the head, numbers to the right."""
     from rich import box
     from rich.table import Table
@@ -79,7 +86,7 @@ def _rich_table(table: pd.DataFrame) -> Table:
     drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for name in map(str, table):
         # A head wraps at its words, so that the width goes to the names of the models.
-        longest = max(len(word) for word in [*table[name], *name.split(), "[nat] ↓"])
+        longest = max(len(word) for word in [*table[name], *name.split(" "), "[nat]\u00a0↓"])
         justify: Literal["left", "right"] = "left" if name in TEXT_COLUMNS else "right"
         drawn.add_column(
             Text(name),
@@ -138,9 +145,10 @@ def csv(comparison: Comparison) -> str:
 
 
 def as_json(comparison: Comparison) -> str:
-    """Changes, summary, overall lines, advice, failures and notes; what does not exist is null.
+    """Changes, summary, times to quality, advice, failures ...; what does not exist is null.
 
-    The ends of an interval that one pair leaves open are null too: JSON knows no infinity.
+    The ends of an interval that one pair leaves open are null too, and so is a time that is never:
+    JSON knows no infinity.
     """
     advice = [
         {"track": track, "dataset": dataset, "text": text}
@@ -150,6 +158,7 @@ def as_json(comparison: Comparison) -> str:
     value = {
         "changes": comparison.to_frame().to_dict("records"),
         "summary": comparison.summary.to_dict("records"),
+        "targets": comparison.targets.to_dict("records"),
         "overall": [asdict(item) for item in comparison.overall],
         "paybacks": [{**asdict(item), "n_fits": item.n_fits} for item in comparison.paybacks],
         "recommendations": advice,
@@ -166,16 +175,16 @@ def record_page(record: Record) -> str:
         >>> from embench.types import Trial
         >>> trial = Trial(dataset=Spec("iris"), model=Spec("em"), track="default", seed=0)
         >>> print(record_page(Record(trial=trial, status="ok", metrics={"fit_seconds": 0.012})))
-        trial        em-iris-default-s0-...
-        model        em
-        dataset      iris
-        track        default: every model as its own user would call it
-        seed         0
-        device       cpu, float64, 1 thread
-        time limit   60.0 s
-        status       ok: finished and judged
+        trial                em-iris-default-s0-...
+        model                em
+        dataset              iris
+        track                default: every model as its own user would call it
+        seed                 0
+        device               cpu, float64, 1 thread
+        time limit           60.0 s
+        status               ok: finished and judged
         <BLANKLINE>
-        fit time     12.0 ms
+        fit time             12.0 ms      monotonic clock of the system
     """
     trial = record.trial
     threads = "1 thread" if trial.threads == 1 else f"{trial.threads} threads"
@@ -189,11 +198,22 @@ def record_page(record: Record) -> str:
         "time limit": quantity(trial.time_limit, "s"),
         "status": f"{record.status}: {STATUSES[record.status]}",
     }
-    if record.message:
-        asked["message"] = record.message
+    said = {"message": record.message, "disturbed": record.disturbed, "ended": record.ended}
+    said["grade"] = f"{record.grade}: {GRADES[record.grade]}" if record.grade != "timing" else ""
+    asked |= {name: words for name, words in said.items() if words}
+    fits = {
+        f"fit {number}": f"{quantity(seconds, 's')}, CPU {quantity(cpu, 's')}"
+        for number, (seconds, cpu) in enumerate(record.fits, start=1)
+    }
     metrics = {
-        METRICS[name].title: quantity(value, METRICS[name].unit)
+        METRICS[name].title: f"{quantity(value, METRICS[name].unit):12} {METRICS[name].source}"
         for name, value in record.metrics.items()
+    }
+    if record.trial_seconds is not None:
+        fits["whole trial"] = quantity(record.trial_seconds, "s")
+    noise = {
+        name.removesuffix("_seconds"): quantity(value, "s" if name.endswith("_seconds") else "")
+        for name, value in record.noise.items()
     }
     curve = {
         f"after {n_iter}": f"{quantity(nll, 'nat')} in {quantity(seconds, 's')}"
@@ -201,8 +221,8 @@ def record_page(record: Record) -> str:
     }
     sizes = {name: str(value) for name, value in record.sizes.items()}
     environment = {key: str(value) for key, value in record.environment.items()}
-    groups = filter(None, [asked, sizes, metrics, curve, environment])
-    return "\n\n".join("\n".join(f"{k:12} {v}" for k, v in group.items()) for group in groups)
+    groups = filter(None, [asked, sizes, metrics, fits, noise, curve, environment])
+    return "\n\n".join("\n".join(f"{k:20} {v}" for k, v in group.items()) for group in groups)
 
 
 def _with_version(spec: Spec) -> str:
@@ -217,6 +237,8 @@ def _markdown_section(comparison: Comparison, track: str, dataset: str) -> list[
     parts += [_markdown_table(tables.summary_table(comparison, track, dataset)), ""]
     parts += [f"**{_escaped(advice)}**", ""] if advice else []
     parts += [f"- {_escaped(line)}" for line in lines] + [""] * bool(lines)
+    if len(times := tables.targets_table(comparison, track, dataset)):
+        parts += [tables.TARGETS_TITLE, "", _markdown_table(times), ""]
     changes = tables.changes_table(comparison, track, dataset)
     return parts + ([_markdown_table(changes), ""] if len(changes) else [])
 

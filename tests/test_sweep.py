@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -205,3 +205,36 @@ def test_only_a_single_measurement_is_repeated():
     again = Record(trial=two.trial, status="ok")
 
     assert disturbed_once([one, two, again, three]) == [one.trial, three.trial]
+
+
+def test_what_was_disturbed_before_is_run_once_more_though_nothing_else_is_left(many):
+    records = FakePool(1, fine).sweep([], [disturbed(many[0]), fine(many[1])])
+
+    assert measured(records) == times(many[:1])
+
+
+def test_what_is_done_when_the_pool_is_lost_is_told(many):
+    futures = {one.id: Future() for one in many}
+    done = [one for one in many if one.seed % 3 == 0]
+    told = []
+
+    def submit(of):
+        if of == many[-1]:  # all are there: now some are done, and the pool is lost
+            for one in many:
+                if one in done:
+                    futures[one.id].set_result(fine(one))
+                else:
+                    futures[one.id].cancel()
+                    futures[one.id].set_running_or_notify_cancel()
+        return futures[of.id]
+
+    def record(future, _):
+        if future.cancelled():
+            raise WorkersLost("gone")
+        return future.result()
+
+    pool = Pool(submit, lambda: len(many), record)
+    with pytest.raises(WorkersLost):
+        told.extend(record.trial for record in sweep(many, (), pool, Execution()))
+
+    assert times(told) == times(done)

@@ -7,6 +7,9 @@ import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain, repeat
+from threading import Event
 
 import pytest
 
@@ -211,6 +214,23 @@ def test_what_was_disturbed_before_is_run_once_more_though_nothing_else_is_left(
     records = FakePool(1, fine).sweep([], [disturbed(many[0]), fine(many[1])])
 
     assert measured(records) == times(many[:1])
+
+
+def test_room_that_comes_while_all_is_taken_is_used(many):
+    """The first trial takes until the second has begun, for which there is no room at first."""
+    second_began = Event()
+
+    def answer(of):
+        second_began.set() if of == many[1] else second_began.wait(10)
+        return fine(of)
+
+    pool, room = FakePool(1, answer), chain([1, 1], repeat(2))
+    with pool.open() as opened:
+        growing = replace(opened, slots=lambda: next(room))
+        began = time.monotonic()
+        list(sweep(many[:2], (), growing, Execution()))
+
+    assert time.monotonic() - began < 5
 
 
 def test_what_is_done_when_the_pool_is_lost_is_told(many):

@@ -217,6 +217,12 @@ def meddle(model):
     sys.path.clear()
 
 
+def move_about(model):
+    np.seterr(over="raise")
+    warnings.simplefilter("error")
+    os.chdir("/")
+
+
 def exit_by_exception(model):
     raise SystemExit("that was it")
 

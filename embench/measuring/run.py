@@ -103,8 +103,7 @@ def remaining(trials: Sequence[Trial], folder: Path, *, remeasure: bool = True) 
     """The trials that the folder has no good record of; failed ones are tried again, and so are, if
     asked to, those whose only record others disturbed."""
     known = _known(trials, folder)
-    again = disturbed_once(known) if remeasure else []
-    return [*_unfinished(trials, known), *again]
+    return [*_unfinished(trials, known), *(disturbed_once(known) if remeasure else ())]
 
 
 def execute(trials: Sequence[Trial], folder: Path, how: Execution = DEFAULT) -> Iterator[Record]:
@@ -118,7 +117,8 @@ def execute(trials: Sequence[Trial], folder: Path, how: Execution = DEFAULT) -> 
     with store.writing(folder) as writer:
         known = _known(trials, folder)
         left = _unfinished(trials, known)
-        with pool(left, how) as workers:
+        again = disturbed_once(known) if how.remeasure else []
+        with pool([*left, *again], how) as workers:
             for record in sweep(left, known, workers, how):
                 writer.append(record)
                 yield record

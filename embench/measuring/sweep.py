@@ -37,7 +37,11 @@ def sweep(
     quietest, seen = noise.Quietest(), list(known)
     for record in known:
         quietest.learn(record)
-    while queue or pending:
+    while True:
+        if how.remeasure and not queue and not pending:
+            queue.extend(disturbed_once(map(quietest.judged, seen)))
+        if not queue and not pending:
+            return
         while queue and len(pending) < pool.slots():
             trial = queue.popleft()
             if how.prune and (reason := hopeless.why(trial)):
@@ -51,8 +55,6 @@ def sweep(
             hopeless.learn(record)
             seen.append(quietest.judged(record))
             yield seen[-1]
-        if how.remeasure and not queue and not pending:
-            queue.extend(disturbed_once(map(quietest.judged, seen)))
 
 
 def disturbed_once(records: Iterable[Record]) -> list[Trial]:

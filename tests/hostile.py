@@ -251,13 +251,14 @@ def kill_my_group(model):
 
 
 def kill_my_parent(model):
-    fork_a_daemon_of_my_own()
+    fork_a_daemon(model)
     os.kill(os.getppid(), signal.SIGTERM)
     sleep()
 
 
-def fork_a_daemon_of_my_own():
-    fork_a_daemon(None)
+def stop_my_parent(model):
+    os.kill(os.getppid(), signal.SIGSTOP)
+    sleep()
 
 
 def shout(model):

@@ -246,6 +246,11 @@ def kill_myself(model):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_oddly(model):
+    """Of a signal without a name."""
+    os.kill(os.getpid(), signal.SIGRTMIN + 6)
+
+
 def kill_my_group(model):
     os.killpg(0, signal.SIGTERM)
 

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import replace
 
 import psutil
@@ -40,15 +41,14 @@ class Marked(TrialServer):
         return [one for one in psutil.process_iter() if self._is_mine(one)]
 
     def left(self):
-        """Processes that are neither the root nor a lane nor kept for the next trial."""
-        root = [one for one in self.processes() if one.parent().pid == os.getpid()]
-        lanes = [lane for one in root for lane in one.children()]
-        kept = [child for lane in lanes for child in lane.children()] if self.keeps else []
-        return set(self.processes()) - {*root, *lanes, *kept}
-
-    @property
-    def keeps(self):
-        return self._asked["lane"]["isolation"] == "model"
+        """Processes that are neither the root nor a lane, as nothing is after a trial."""
+        parents = {}
+        for one in self.processes():
+            with suppress(psutil.Error):
+                parents[one.pid] = one.ppid()
+        root = {pid for pid, parent in parents.items() if parent == os.getpid()}
+        lanes = {pid for pid, parent in parents.items() if parent in root}
+        return set(parents) - root - lanes
 
     def _is_mine(self, process):
         try:
@@ -110,6 +110,7 @@ def slow(*values):
         ("exit_well", "fit", "crashed", "the process ended itself with exit code 0 while warming"),
         slow("exit_well", "judgement", "crashed", "with exit code 0 while judging"),
         ("kill_myself", "fit", "crashed", "the process died of signal 9 (SIGKILL) while warming"),
+        ("die_oddly", "fit", "crashed", "the process died of signal 40 while warming up"),
         ("kill_my_group", "fit", "crashed", "the process died of signal 15 (SIGTERM)"),
         ("kill_my_parent", "fit", "crashed", "the processes that run trials were killed, 5 times"),
         ("shout", "fit", "error", "ValueError: no way aaa"),

@@ -79,7 +79,13 @@ def main() -> None:
     _look_around()
     for kind, name in asked["names"]:
         _imported(kind, name)
-    control.send(READY)
+    with suppress(ConnectionError):  # the caller is gone
+        control.send(READY)
+        _fork_lanes(control)
+
+
+def _fork_lanes(control: socket.socket) -> None:
+    """Fork a lane for every socket that comes, and end what lanes leave behind when they end."""
     lanes: dict[int, int] = {}
     while True:
         ready = _ready(STOPPED_SECONDS, control, *lanes)
@@ -91,12 +97,9 @@ def main() -> None:
             _kill_orphans(set(lanes.values()))  # the lane itself is one
         if control not in ready:
             continue
-        try:
-            message, descriptors, _, _ = socket.recv_fds(control, LARGEST_MESSAGE, 1)
-        except ConnectionResetError:  # the caller never asked whether we were ready
-            break
+        message, descriptors, _, _ = socket.recv_fds(control, LARGEST_MESSAGE, 1)
         if not message:
-            break
+            return
         if (pid := os.fork()) == 0:
             control.close()
             _be_the_lane(socket.socket(fileno=descriptors[0]), json.loads(message))

@@ -217,6 +217,12 @@ def meddle(model):
     sys.path.clear()
 
 
+def move_about(model):
+    np.seterr(over="raise")
+    warnings.simplefilter("error")
+    os.chdir("/")
+
+
 def exit_by_exception(model):
     raise SystemExit("that was it")
 
@@ -240,18 +246,24 @@ def kill_myself(model):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_oddly(model):
+    """Of a signal without a name."""
+    os.kill(os.getpid(), signal.SIGRTMIN + 6)
+
+
 def kill_my_group(model):
     os.killpg(0, signal.SIGTERM)
 
 
 def kill_my_parent(model):
-    fork_a_daemon_of_my_own()
+    fork_a_daemon(model)
     os.kill(os.getppid(), signal.SIGTERM)
     sleep()
 
 
-def fork_a_daemon_of_my_own():
-    fork_a_daemon(None)
+def stop_my_parent(model):
+    os.kill(os.getppid(), signal.SIGSTOP)
+    sleep()
 
 
 def shout(model):

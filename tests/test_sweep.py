@@ -205,3 +205,9 @@ def test_only_a_single_measurement_is_repeated():
     again = Record(trial=two.trial, status="ok")
 
     assert disturbed_once([one, two, again, three]) == [one.trial, three.trial]
+
+
+def test_what_was_disturbed_is_run_again_also_where_nothing_else_is_left():
+    records = FakePool(1, fine).sweep([], [disturbed(trial())])
+
+    assert measured(records) == times([trial()])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -129,6 +128,7 @@ class TrialServer:
             trial=trial,
             status="crashed",
             message=f"the processes that run trials were killed, {ATTEMPTS} times",
+            ended=utc_now(),
             environment=describe(),
         )
 
@@ -169,6 +169,8 @@ class TrialServer:
 
     def _new_lane(self) -> _Lane:
         """A lane of the root, or of a new one if that is gone."""
+        if self._is_closed:
+            raise LaneLost("the server is closed")
         if self._root and not self._root.is_alive():
             if not self._root.has_imported():
                 self._names = []  # one of them has killed it: lanes import what their trials need
@@ -234,7 +236,13 @@ class _Lane:
 
     def is_alive(self) -> bool:
         """Whether a lane that has nothing to say is still there."""
-        return self._talk.fileno() >= 0 and not select.select([self._talk], [], [], 0)[0]
+        try:
+            self._talk.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
 
     def run(self, trial: Trial, *, imports: bool) -> tuple[Any, Any]:
         """How a trial went, and its record if it left one.
@@ -307,7 +315,8 @@ def _death(trial: Trial, reply: Mapping[str, Any]) -> tuple[str, str]:
     if is_about_memory(reply["stderr"]):
         return "out-of-memory", f"the process died for want of memory{told}"
     if code < 0:
-        how = f"the process died of signal {-code} ({signal.Signals(-code).name})"
+        named = [f" ({one.name})" for one in signal.Signals if one == -code]
+        how = f"the process died of signal {-code}{''.join(named)}"
     else:
         how = f"the process ended itself with exit code {code}"
     return "crashed", f"{how} while {reply['doing']}{told}"

@@ -211,3 +211,15 @@ def test_what_was_disturbed_is_run_again_also_where_nothing_else_is_left():
     records = FakePool(1, fine).sweep([], [disturbed(trial())])
 
     assert measured(records) == times([trial()])
+
+
+def test_what_fails_when_it_is_run_once_more_is_not_run_for_ever(many):
+    def answer(of):
+        first = times(pool.submitted)[of.id] == 1
+        return disturbed(of) if first else Record(trial=of, status="crashed")
+
+    pool = FakePool(1, answer)
+
+    records = pool.sweep(many[:3])
+
+    assert measured(records) == {one.id: 2 for one in many[:3]}

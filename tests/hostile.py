@@ -177,6 +177,17 @@ def fork_a_daemon(model):
     sleep()
 
 
+def fork_an_orphan(model):
+    """In the process group of this process, and nobody's child."""
+    tell_number(model)
+    if pid := os.fork():
+        os.waitpid(pid, 0)
+        return
+    if os.fork():
+        os._exit(0)
+    sleep()
+
+
 def fork_a_comet(model):
     """A process that is another one at every moment."""
     if os.fork():

@@ -50,6 +50,14 @@ class Marked(TrialServer):
         lanes = {pid for pid, parent in parents.items() if parent in root}
         return set(parents) - root - lanes
 
+    def others_in_group(self, group):
+        found = set()
+        for one in self.processes():
+            with suppress(ProcessLookupError):
+                if os.getpgid(one.pid) == group != one.pid:
+                    found.add(one.pid)
+        return found
+
     def _is_mine(self, process):
         try:
             return process.environ().get(MARK) == self.mark and _runs(process)
@@ -203,6 +211,13 @@ def test_a_shared_process_serves_all_trials_of_its_model(sharing):
     pids = [_only_number(sharing.run(hostile("tell_number", seed=seed))) for seed in range(3)]
 
     assert len(set(pids)) == 1
+
+
+def test_what_a_shared_process_leaves_running_is_killed_and_it_is_not(sharing):
+    pids = {_only_number(sharing.run(hostile("fork_an_orphan", seed=seed))) for seed in range(2)}
+
+    assert len(pids) == 1
+    assert _wait_until(lambda: not sharing.others_in_group(*pids))
 
 
 def test_a_shared_process_that_dies_in_a_trial_harms_no_other(sharing, nll):

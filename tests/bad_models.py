@@ -184,3 +184,17 @@ class Silent(BaseEstimator):
 
     def predict(self, X):
         return np.zeros(len(X), dtype=int)
+
+
+class Regicide(Misbehaving):
+    """Kills the Dask worker that it is run for, which is above the root's session."""
+
+    def misbehave(self):
+        import psutil
+
+        for process in psutil.Process().parents():
+            if {"dask", "multiprocessing"} & set(
+                " ".join(process.cmdline()).replace(".", " ").split()
+            ):
+                process.kill()
+                time.sleep(3600)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain, repeat
+from threading import Event
 
 import pytest
 
@@ -207,12 +210,6 @@ def test_only_a_single_measurement_is_repeated():
     assert disturbed_once([one, two, again, three]) == [one.trial, three.trial]
 
 
-def test_what_was_disturbed_is_run_again_also_where_nothing_else_is_left():
-    records = FakePool(1, fine).sweep([], [disturbed(trial())])
-
-    assert measured(records) == times([trial()])
-
-
 def test_what_fails_when_it_is_run_once_more_is_not_run_for_ever(many):
     def answer(of):
         first = times(pool.submitted)[of.id] == 1
@@ -223,3 +220,53 @@ def test_what_fails_when_it_is_run_once_more_is_not_run_for_ever(many):
     records = pool.sweep(many[:3])
 
     assert measured(records) == {one.id: 2 for one in many[:3]}
+
+
+def test_what_was_disturbed_before_is_run_once_more_though_nothing_else_is_left(many):
+    records = FakePool(1, fine).sweep([], [disturbed(many[0]), fine(many[1])])
+
+    assert measured(records) == times(many[:1])
+
+
+def test_room_that_comes_while_all_is_taken_is_used(many):
+    """The first trial takes until the second has begun, for which there is no room at first."""
+    second_began = Event()
+
+    def answer(of):
+        second_began.set() if of == many[1] else second_began.wait(10)
+        return fine(of)
+
+    pool, room = FakePool(1, answer), chain([1, 1], repeat(2))
+    with pool.open() as opened:
+        growing = replace(opened, slots=lambda: next(room))
+        began = time.monotonic()
+        list(sweep(many[:2], (), growing, Execution()))
+
+    assert time.monotonic() - began < 5
+
+
+def test_what_is_done_when_the_pool_is_lost_is_told(many):
+    futures = {one.id: Future() for one in many}
+    done = [one for one in many if one.seed % 3 == 0]
+    told = []
+
+    def submit(of):
+        if of == many[-1]:  # all are there: now some are done, and the pool is lost
+            for one in many:
+                if one in done:
+                    futures[one.id].set_result(fine(one))
+                else:
+                    futures[one.id].cancel()
+                    futures[one.id].set_running_or_notify_cancel()
+        return futures[of.id]
+
+    def record(future, _):
+        if future.cancelled():
+            raise WorkersLost("gone")
+        return future.result()
+
+    pool = Pool(submit, lambda: len(many), record)
+    with pytest.raises(WorkersLost):
+        told.extend(record.trial for record in sweep(many, (), pool, Execution()))
+
+    assert times(told) == times(done)

@@ -16,6 +16,8 @@ from distributed import Client, KilledWorker, Security, rpc
 from distributed.utils import silence_logging_cmgr
 
 from embench.measuring.executors import Execution, Pool, WorkersLost
+from embench.measuring.judging import in_one_line
+from embench.measuring.trial import utc_now
 from embench.measuring.worker import Run
 from embench.types import InputError, Record, Trial
 
@@ -163,10 +165,10 @@ def _record(future: Future[Any], trial: Trial) -> Record:
         raise _lost() from None
     except KilledWorker as error:
         words = f"{error.allowed_failures + 1} workers died while they ran it, one after the other"
-        return Record(trial=trial, status="crashed", message=words)
+        return Record(trial=trial, status="crashed", message=words, ended=utc_now())
     except Exception as error:
         words = f"its worker cannot run trials: {type(error).__name__}: {error}"
-        return Record(trial=trial, status="error", message=words)
+        return Record(trial=trial, status="error", message=in_one_line(words), ended=utc_now())
 
 
 def _lost() -> WorkersLost:

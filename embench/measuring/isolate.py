@@ -119,11 +119,11 @@ class TrialServer:
             LaneLost: The server was closed.
         """
         for _ in range(ATTEMPTS):
-            if self._is_closed:
-                raise LaneLost("the server is closed")
             with suppress(LaneLost), self._lane() as lane:
                 reply, record = lane.run(trial, imports=trial.model.name not in self._suspects)
                 return _record(trial, reply, record, self._memory_limit)
+            if self._is_closed:
+                raise LaneLost("the server is closed")
         return Record(
             trial=trial,
             status="crashed",
@@ -145,6 +145,8 @@ class TrialServer:
     def _lane(self) -> Iterator[_Lane]:
         """A lane for one trial: it is free again afterwards, or closed if it is lost."""
         with self._lock:
+            if self._is_closed:
+                raise LaneLost("the server is closed")
             lane = self._free_lane() or self._new_lane()
         try:
             yield lane

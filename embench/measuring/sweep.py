@@ -56,7 +56,7 @@ def sweep(
             else:
                 pending[pool.submit(trial)] = trial
         finished, _ = wait(pending, LOOK_AGAIN, FIRST_COMPLETED)
-        for future in finished:
+        for future in sorted(finished, key=Future.cancelled):  # what is lost comes last
             record = pool.record(future, pending.pop(future))
             quietest.learn(record)
             hopeless.learn(record)

@@ -21,6 +21,7 @@ from embench import registry
 from embench.measuring.environment import describe
 from embench.measuring.isolate import Isolation, LaneLost, TrialServer
 from embench.measuring.machine import available_memory
+from embench.measuring.trial import utc_now
 from embench.types import Record, Trial
 
 CODE = registry.source_digest("embench")
@@ -59,7 +60,9 @@ def run_trial(trial: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any
 def _run(trial: Trial, run: Run) -> Record:
     if run.code != CODE:
         words = "its worker runs another embench than the driver: install the same and restart it"
-        return Record(trial=trial, status="error", message=words, environment=describe())
+        return Record(
+            trial=trial, status="error", message=words, ended=utc_now(), environment=describe()
+        )
     try:
         record = _host(run).run(trial)
     except LaneLost:

@@ -213,6 +213,14 @@ def test_a_shared_process_serves_all_trials_of_its_model(sharing):
     assert len(set(pids)) == 1
 
 
+def test_a_fork_that_goes_on_with_the_trial_does_not_answer_for_the_next(sharing):
+    trials = [hostile("go_on_twice", seed=seed) for seed in range(3)]
+
+    records = [sharing.run(trial) for trial in trials]
+
+    assert [record.trial for record in records] == trials
+
+
 def test_what_a_shared_process_leaves_running_is_killed_and_it_is_not(sharing):
     pids = {_only_number(sharing.run(hostile("fork_an_orphan", seed=seed))) for seed in range(2)}
 

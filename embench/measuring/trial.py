@@ -162,6 +162,7 @@ def _with_curve(
     try:
         curve = tuple(_curve(record.trial, model, samples, data, pulled))
     except Exception as error:
+        traceback.clear_frames(error.__traceback__)
         words = f"no curve: {judging.sentence(error)}"
         return replace(record, message="; ".join(filter(None, (record.message, words))))
     metrics = {**record.metrics, "n_iter": float(curve[-1][1])} if curve else record.metrics

@@ -159,7 +159,7 @@ def test_who_fits_all_the_same_is_ok_and_leaves_nothing_running(server, nll, dee
     [
         ("sleep", "no curve: cut off while drawing the curve"),
         ("segfault", "no curve: the process died of signal 11 (SIGSEGV)"),
-        ("allocate_crumbs", "no curve: MemoryError"),
+        ("allocate_crumbs", "MemoryError"),
         ("exit_well", "no curve: the process ended itself with exit code 0"),
     ],
 )

@@ -159,7 +159,7 @@ def test_who_fits_all_the_same_is_ok_and_leaves_nothing_running(server, nll, dee
     [
         ("sleep", "no curve: cut off while drawing the curve"),
         ("segfault", "no curve: the process died of signal 11 (SIGSEGV)"),
-        ("allocate_crumbs", "no curve: MemoryError"),
+        ("allocate_crumbs", "MemoryError"),
         ("exit_well", "no curve: the process ended itself with exit code 0"),
     ],
 )
@@ -211,6 +211,14 @@ def test_a_shared_process_serves_all_trials_of_its_model(sharing):
     pids = [_only_number(sharing.run(hostile("tell_number", seed=seed))) for seed in range(3)]
 
     assert len(set(pids)) == 1
+
+
+def test_a_fork_that_goes_on_with_the_trial_does_not_answer_for_the_next(sharing):
+    trials = [hostile("go_on_twice", seed=seed) for seed in range(3)]
+
+    records = [sharing.run(trial) for trial in trials]
+
+    assert [record.trial for record in records] == trials
 
 
 def test_what_a_shared_process_leaves_running_is_killed_and_it_is_not(sharing):

@@ -77,10 +77,15 @@ class Siege:
 
     def _strike(self):
         """Kill one of those that are there, of a role that is drawn first: each gets its part, and
-        those that come late get more."""
+        those that come late get more. The first blow is the driver's, who has something to lose."""
+        while not self.blows and self.driver.poll() is None and self.written.count(b"\n") < 3:
+            time.sleep(0.01)
+            self._check()
         there = self._roles()
         if not there:
             return
+        if not self.blows:
+            there = {"driver": there["driver"]}
         weights = [1 + 2 * (role in ("lane", "child")) for role in sorted(there)]
         role = self.rng.choices(sorted(there), weights)[0]
         victim, blow = self.rng.choice(there[role]), self.rng.choice(BLOWS[role])

@@ -210,7 +210,7 @@ def test_a_trial_has_cores_for_itself_or_is_of_the_grade_quality(cluster, tmp_pa
 
 def test_a_trial_for_a_gpu_goes_to_the_worker_that_offers_one(cluster, tmp_path):
     """There is no GPU: what counts is who was given the trial, not what became of it."""
-    trials = planned(device="cuda")
+    trials = planned(device="cuda", seeds=2)
     with pytest.raises(InputError, match=r"no worker offers a GPU; .* --resources GPU=1"):
         results(trials, tmp_path / "none", cluster.execution())
 
@@ -221,7 +221,7 @@ def test_a_trial_for_a_gpu_goes_to_the_worker_that_offers_one(cluster, tmp_path)
 
     had = {has_gpu: after[worker, has_gpu] - before[worker, has_gpu] for worker, has_gpu in after}
     assert had == {True: 1, False: 0}
-    assert len(records) == 1
+    assert len(records) == 2
     assert not (tmp_path / "none").exists()
 
 
@@ -473,7 +473,7 @@ def test_a_worker_that_is_told_to_end_ends_soon_and_its_trial_is_for_the_next(
     option = "--nanny" if nanny else "--no-nanny"
     first = siege.start_worker(option, "--nthreads", "1")
     process = start_driver(siege, tmp_path, "--model", "bad_models:Sleeper", "--seeds", "1",
-                           "--time-limit", "3")  # fmt: skip
+                           "--time-limit", "15")  # fmt: skip
     assert wait_until(lambda: len(siege.servers()) == 3, 60)
 
     first.terminate()

@@ -61,7 +61,7 @@ def fine(of):
 
 
 def disturbed(of):
-    return Record(trial=of, status="ok", fits=((1.0, 1.0),), noise={"waited_seconds": 0.5})
+    return Record(trial=of, status="ok", fits=((1.0, 0.5),), noise={"waited_seconds": 0.5})
 
 
 def sometimes_disturbed(of):

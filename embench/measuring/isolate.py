@@ -24,7 +24,7 @@ from embench.measuring.environment import describe
 from embench.measuring.judging import in_one_line, is_about_memory
 from embench.measuring.machine import available_memory, cores
 from embench.measuring.threads import THREAD_VARIABLES
-from embench.measuring.trial import PATIENCE, utc_now
+from embench.measuring.trial import PATIENCE, WARM_UP_SECONDS, utc_now
 from embench.types import Record, Trial
 
 Isolation = Literal["trial", "model", "none"]
@@ -127,7 +127,7 @@ class TrialServer:
         return Record(
             trial=trial,
             status="crashed",
-            message=f"the processes that run trials were killed, {ATTEMPTS} times",
+            message=f"the processes that run trials were killed {ATTEMPTS} times, perhaps by it",
             ended=utc_now(),
             environment=describe(),
         )
@@ -293,7 +293,7 @@ def _record(trial: Trial, reply: Mapping[str, Any], written: Any, memory_limit: 
                 message=words,
                 trial_seconds=reply["seconds"],
                 ended=utc_now(),
-                environment=describe(),
+                environment=reply["environment"],
             )
     assert record is not None
     if record.status == "out-of-memory":
@@ -308,7 +308,8 @@ def _death(trial: Trial, reply: Mapping[str, Any]) -> tuple[str, str]:
     if reply["is_overdue"]:
         return "timeout", (
             f"cut off while {reply['doing']}, after {reply['seconds']:.3g} s in all, where a fit "
-            f"may take {trial.time_limit:g} s (raise the time limit?)"
+            f"may take {trial.time_limit:g} s, a warm-up {WARM_UP_SECONDS:g} s more (raise the "
+            "time limit?)"
         )
     last_words = in_one_line(reply["stderr"].strip().rpartition("\n")[2])
     told = f"; its last words: {last_words}" if last_words else ""

@@ -234,6 +234,7 @@ class _Lane:
             reply |= {"doing": one.deadline.doing(), **self._buried(one)}
             # The kernel counts before it kills.
             reply["is_oom_kill"] = oom_kills is None or oom_kills != _oom_kills()
+            reply["environment"] = describe()
         return reply, said.rstrip(b"\n").rpartition(b"\n")[2]
 
     def _kept(self, model: str) -> _Child | None:

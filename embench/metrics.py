@@ -33,12 +33,12 @@ class Outcome:
     labels: IntArray | None
     n_iter: int | None
     fit_seconds: float
-    cold_seconds: float
     cpu_seconds: float
     peak_memory: int | None
     gpu_peak_memory: int | None
-    gpu_reserved_memory: int | None
-    gpu_device_memory: int | None
+    gpu_reserved_memory: int | None = None
+    gpu_device_memory: int | None = None
+    cold_seconds: float | None = None
     predict_seconds: float | None = None
     training_seconds: float | None = None
 

@@ -22,6 +22,12 @@ FOLDER = store.RESULTS / "reference"
 
 FILE = "best-known.jsonl"
 
+SHIPPED = (
+    Path(__file__).parent,  # where it is installed
+    Path(__file__).parents[1] / FOLDER,  # in a checkout
+)
+"""Where the references are that come with embench."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entered:
@@ -51,6 +57,16 @@ def read(folder: Path = FOLDER) -> list[Reference]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     return [_parse(line, path, number) for number, line in enumerate(lines, start=1)]
+
+
+def known() -> list[Reference]:
+    """The best of what the store here has and of what comes with embench, sorted by data.
+
+    Raises:
+        InputError: As `read` does.
+    """
+    folders = dict.fromkeys(folder.resolve() for folder in (*SHIPPED, FOLDER))
+    return best(entry for folder in folders for entry in read(folder))
 
 
 def enter(references: Iterable[Reference], folder: Path = FOLDER) -> Entered:

@@ -109,11 +109,15 @@ def load(kind: str, name: str) -> Callable[..., Any]:
     if point is None:
         raise unknown(kind, name, _entry_points(kind))
     try:
-        return point.load()
-    except (ImportError, AttributeError) as error:
+        found = point.load()
+    except (Exception, SystemExit) as error:  # a module of the user's may do anything
         if isinstance(error, ModuleNotFoundError) and point.extras:
             raise NotInstalled(kind, point) from error
-        raise InputError(f"{kind} {name!r} cannot be imported: {error}") from error
+        words = f"{type(error).__name__}: {error}"
+        raise InputError(f"{kind} {name!r} cannot be imported: {words}") from error
+    if not callable(found):
+        raise InputError(f"{kind} {name!r}: expected a class, got a {type(found).__name__}")
+    return found
 
 
 def parameters(kind: str, name: str) -> list[str]:

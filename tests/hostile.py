@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import suppress
 
 import numpy as np
 
@@ -128,9 +129,13 @@ def allocate_bit_by_bit(model):
 
 
 def allocate_crumbs(model):
-    held = []
-    while True:
-        held.append(bytes(500))
+    """Until not even the smallest thing finds a place."""
+    held = ()
+    for size in (2**20, 2**16, 2**12, 600, 300, 100, 1):
+        with suppress(MemoryError):
+            while True:
+                held = (held, bytes(size))
+    raise MemoryError
 
 
 def allocate_in_torch(model):
@@ -177,6 +182,17 @@ def fork_a_daemon(model):
     sleep()
 
 
+def fork_an_orphan(model):
+    """In the process group of this process, and nobody's child."""
+    tell_number(model)
+    if pid := os.fork():
+        os.waitpid(pid, 0)
+        return
+    if os.fork():
+        os._exit(0)
+    sleep()
+
+
 def fork_a_comet(model):
     """A process that is another one at every moment."""
     if os.fork():
@@ -217,6 +233,12 @@ def meddle(model):
     sys.path.clear()
 
 
+def move_about(model):
+    np.seterr(over="raise")
+    warnings.simplefilter("error")
+    os.chdir("/")
+
+
 def exit_by_exception(model):
     raise SystemExit("that was it")
 
@@ -240,18 +262,24 @@ def kill_myself(model):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_oddly(model):
+    """Of a signal without a name."""
+    os.kill(os.getpid(), signal.SIGRTMIN + 6)
+
+
 def kill_my_group(model):
     os.killpg(0, signal.SIGTERM)
 
 
 def kill_my_parent(model):
-    fork_a_daemon_of_my_own()
+    fork_a_daemon(model)
     os.kill(os.getppid(), signal.SIGTERM)
     sleep()
 
 
-def fork_a_daemon_of_my_own():
-    fork_a_daemon(None)
+def stop_my_parent(model):
+    os.kill(os.getppid(), signal.SIGSTOP)
+    sleep()
 
 
 def shout(model):

@@ -217,7 +217,7 @@ TABLES = {
         ("run --data notes.txt", "notes.txt: expected a file that ends in .csv"),
         ("compare nowhere", "unknown run 'nowhere'"),
         ("compare", "no run in results/ yet"),
-        ("show em-iris", "unknown trial"),
+        ("show em-iris", "no records in results"),
         ("merge nowhere --out new", "unknown run 'nowhere'"),
         ("merge --out new", "Missing argument 'RUN...'"),
         ("export", "give --csv or --parquet, or an --out that ends in .csv or .parquet"),

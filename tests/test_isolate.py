@@ -9,7 +9,9 @@ import time
 import psutil
 import pytest
 
-from embench.measuring.isolate import TrialServer
+from embench.measuring import server as server_module
+from embench.measuring.isolate import LaneLost, TrialServer, _death
+from embench.measuring.machine import available_memory
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,42 @@ def test_what_goes_wrong_becomes_a_record_with_a_sentence(
     assert words in record.message
     assert record.environment["cpu"]
     assert record.metrics == {}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [("oom_kill 3", "oom_kill 4", True), ("oom_kill 3", "oom_kill 3", False), ("", "", True)],
+)
+def test_a_process_killed_is_one_out_of_memory_only_where_the_system_says_so_or_says_nothing(
+    tmp_path, monkeypatch, small_trial, before, after, expected
+):
+    vmstat = tmp_path / "vmstat"
+    monkeypatch.setattr(server_module, "VMSTAT", vmstat)
+    counts = []
+    for text in (before, after):
+        vmstat.write_text(f"pgfault 12\n{text}\n")
+        counts.append(server_module._oom_kills())
+    reply = {"exit_code": -signal.SIGKILL, "is_overdue": False, "stderr": "", "doing": "fitting"}
+
+    is_oom_kill = counts[0] is None or counts[0] != counts[1]
+    status, _ = _death(small_trial(), {**reply, "is_oom_kill": is_oom_kill})
+
+    assert status == ("out-of-memory" if expected else "crashed")
+
+
+def test_memory_is_what_is_available_divided_by_the_workers():
+    one, four = (TrialServer(1, workers=workers)._memory_limit for workers in (1, 4))
+
+    assert one == pytest.approx(available_memory(), rel=0.2)
+    assert four == pytest.approx(one / 4, rel=0.2)
+
+
+def test_a_server_that_is_closed_runs_nothing(small_trial):
+    with TrialServer(1) as closed:
+        pass
+
+    with pytest.raises(LaneLost, match="closed"):
+        closed.run(small_trial())
 
 
 def test_the_sweep_goes_on_after_a_crash(server, small_trial):

@@ -131,12 +131,12 @@ def test_a_core_is_all_its_logical_cpus_as_far_as_they_are_allowed(four_cores, m
 
 
 def test_siblings_may_be_told_as_a_range_or_not_at_all(four_cores, tmp_path, monkeypatch):
-    for cpu in (0, 1):
-        _write(tmp_path / f"sys/cpu{cpu}/topology/thread_siblings_list", "0-1\n")
-    (tmp_path / "sys/cpu2/topology/thread_siblings_list").unlink()
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    for cpu in range(3):
+        _write(tmp_path / f"sys/cpu{cpu}/topology/thread_siblings_list", "0-2\n")
+    (tmp_path / "sys/cpu3/topology/thread_siblings_list").unlink()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
 
-    assert cores() == [(2,), (0, 1)]
+    assert cores() == [(3,), (0, 1, 2)]
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,15 @@ def test_memory_that_was_there_before_is_not_counted():
     assert reading.peak_memory < 2**22
 
 
+def test_a_peak_of_before_is_forgotten():
+    np.ones(2**23)
+
+    with metered("cpu") as reading:
+        pass
+
+    assert reading.peak_memory < 2**22
+
+
 def test_where_the_kernel_does_not_tell_there_is_no_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(meter, "PROC", tmp_path)
 

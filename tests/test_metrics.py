@@ -19,6 +19,7 @@ DATA = make_dataset("blobs", seed=0, n_samples=500, separation=3)
 OF_TRAINED = {"training_seconds"}
 """What only models that learned before their fits have."""
 
+OF_GPU = {"gpu_peak_memory", "gpu_reserved_memory", "gpu_device_memory"}
 OF_GROUPERS = {"ami_max", "ami_overlaps", "predict_seconds"}
 AGREEMENT = {"ami": adjusted_mutual_info_score, "ari": adjusted_rand_score}
 
@@ -31,9 +32,12 @@ def outcome(**changes):
         "labels": gaussian.responsibilities(DATA.truth, DATA.X_test).argmax(axis=1),
         "n_iter": 7,
         "fit_seconds": 0.5,
+        "cold_seconds": 0.75,
         "cpu_seconds": 0.25,
         "peak_memory": 4096,
         "gpu_peak_memory": None,
+        "gpu_reserved_memory": None,
+        "gpu_device_memory": None,
     }
     return Outcome(**{**usual, **changes})
 
@@ -134,15 +138,12 @@ def test_samples_of_no_component_are_left_out(name, seed):
 @pytest.mark.parametrize(
     ("changes", "absent"),
     [
-        ({}, {"gpu_peak_memory"}),
-        ({"n_iter": None, "peak_memory": None}, {"n_iter", "peak_memory", "gpu_peak_memory"}),
-        ({"gpu_peak_memory": 0}, set()),
-        ({"dataset": replace(DATA, truth=None)}, {"excess_nll", "gpu_peak_memory"}),
-        ({"dataset": replace(DATA, y_test=None)}, {"ami", "ari", "gpu_peak_memory"}),
-        (
-            {"dataset": replace(DATA, y_test=np.full(500, -1))},
-            {"ami", "ari", "gpu_peak_memory"},
-        ),
+        ({}, OF_GPU),
+        ({"n_iter": None, "peak_memory": None}, {"n_iter", "peak_memory"} | OF_GPU),
+        (dict.fromkeys(OF_GPU, 0), set()),
+        ({"dataset": replace(DATA, truth=None)}, {"excess_nll"} | OF_GPU),
+        ({"dataset": replace(DATA, y_test=None)}, {"ami", "ari"} | OF_GPU),
+        ({"dataset": replace(DATA, y_test=np.full(500, -1))}, {"ami", "ari"} | OF_GPU),
     ],
 )
 def test_a_metric_that_does_not_exist_is_absent(changes, absent):

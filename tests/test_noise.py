@@ -54,7 +54,7 @@ def pinned():
     os.sched_setaffinity(0, before)
 
 
-def record(fits=((1.0, 1.0),), threads=1, **fields):
+def record(fits=((1.0, 0.0),), threads=1, **fields):
     trial = Trial(dataset=Spec("iris"), model=Spec("em"), track="default", seed=0, threads=threads)
     return Record(trial=trial, **{"status": "ok", "fits": tuple(fits), **fields})
 
@@ -150,7 +150,7 @@ def test_the_slower_of_two_sentinels_counts(monkeypatch):
 @given(taker=st.sampled_from(TAKERS), share=shares, more=st.floats(1.0, 10.0), fit=seconds)
 def test_who_takes_more_disturbs_no_less(taker, share, more, fit):
     less, much = (
-        disturbance(record([(fit, fit)], noise={taker: part * fit}))
+        disturbance(record([(fit, 0.0)], noise={taker: part * fit}))
         for part in (share, more * share)
     )
 
@@ -163,7 +163,7 @@ def test_only_the_share_of_the_time_counts(taker, share, fit, scale):
     if abs(share - MOST_TAKEN) < 1e-6:
         return
     told = [
-        disturbance(record([(by * fit, by * fit)], noise={taker: by * fit * share}))
+        disturbance(record([(by * fit, 0.0)], noise={taker: by * fit * share}))
         for by in (1.0, scale)
     ]
 
@@ -173,9 +173,16 @@ def test_only_the_share_of_the_time_counts(taker, share, fit, scale):
 def test_the_time_is_that_of_all_fits_and_all_threads():
     found = {"waited_seconds": 0.35}
 
-    assert disturbance(record([(1.0, 1.0)], noise=found))
-    assert not disturbance(record([(1.0, 1.0)] * 4, noise=found))
-    assert not disturbance(record([(1.0, 1.0)], threads=4, noise=found))
+    assert disturbance(record([(1.0, 0.0)], noise=found))
+    assert not disturbance(record([(1.0, 0.0)] * 4, noise=found))
+    assert not disturbance(record([(1.0, 0.0)], threads=4, noise=found))
+
+
+def test_waiting_between_the_fits_does_not_count():
+    found = {"waited_seconds": 5.0}
+
+    assert not disturbance(record([(1.0, 1.0)] * 3, noise=found))
+    assert "20 %" in disturbance(record([(1.0, 0.8)] * 3, noise=found))
 
 
 def test_a_tick_stolen_from_a_short_fit_is_no_disturbance():

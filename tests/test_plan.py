@@ -73,12 +73,73 @@ def test_an_alias_of_a_family_is_the_family_also_for_those_who_do_not_know_it(su
     assert {t.model.params["covariance_type"] for t in planned.trials} == {"spherical"}
 
 
-def test_models_are_interleaved_and_take_turns_in_being_first(suite):
-    trials = [t for t in plan(suite()).trials if t.track == "same-start"]
+SWEEP = """
+tracks = ["same-start", "default"]
+seeds = 3
+[[datasets]]
+name = "blobs"
+n_features = [4, 2]
+n_samples = [500, 50, 100]
+[[datasets]]
+name = "iris"
+[[models]]
+name = "em"
+covariance_type = ["full", "diag", "tied"]
+[[models]]
+name = "sklearn-vb"
+"""
 
-    first = [next(str(t.model) for t in trials if t.seed == seed) for seed in (0, 1)]
-    assert first[0] != first[1]
-    assert len({str(t.model) for t in trials[:3]}) == 3
+
+def places(trials):
+    """Where in the plan each seed, dataset and track is, by the first and last of its trials."""
+    found = {}
+    for place, trial in enumerate(trials):
+        found.setdefault((trial.seed, str(trial.dataset), trial.track), []).append(place)
+    return found
+
+
+@pytest.mark.parametrize("order_seed", range(4))
+def test_the_order_is_random_but_for_what_has_to_come_first(suite, order_seed):
+    """Every trial once; seed by seed; models of a dataset together; in a family of datasets the
+    smaller before the larger."""
+    trials = plan(customised(suite(SWEEP), order_seed=order_seed)).trials
+
+    assert len({trial.id for trial in trials}) == len(trials) == 3 * 7 * (3 + 4)
+    assert {trial.id for trial in trials} == {trial.id for trial in plan(suite(SWEEP)).trials}
+    assert [trial.seed for trial in trials] == sorted(trial.seed for trial in trials)
+    for found in places(trials).values():
+        assert found == list(range(found[0], found[0] + len(found)))
+    for seed in range(3):
+        amounts = [
+            t.dataset.params["n_features"] * t.dataset.params["n_samples"]
+            for t in trials
+            if t.seed == seed and t.dataset.name == "blobs"
+        ]
+        assert amounts == sorted(amounts)
+
+
+def test_the_order_is_that_of_its_seed(suite):
+    orders = [
+        [trial.id for trial in plan(customised(suite(SWEEP), order_seed=seed)).trials]
+        for seed in (0, 0, 1, 2)
+    ]
+
+    assert orders[0] == orders[1]
+    assert len({tuple(order) for order in orders}) == 3
+
+
+def test_every_model_has_its_turn_in_being_first_and_every_family(suite):
+    seen = {"model": set(), "dataset": set()}
+    for order_seed in range(12):
+        trials = plan(customised(suite(SWEEP), order_seed=order_seed)).trials
+        firsts = {trial.seed: trial for trial in reversed(trials)}
+        seen["dataset"] |= {trial.dataset.name for trial in firsts.values()}
+        for found in places(trials).values():
+            if trials[found[0]].track == "default":
+                seen["model"].add(str(trials[found[0]].model))
+
+    assert len(seen["model"]) == 4
+    assert seen["dataset"] == {"blobs", "iris"}
 
 
 def test_data_do_not_depend_on_the_model(suite):

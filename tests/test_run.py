@@ -59,6 +59,50 @@ def test_a_failed_trial_is_tried_again_and_the_new_record_counts(tmp_path, trial
     assert {record.status for record in store.latest(store.read(tmp_path))} == {"ok"}
 
 
+@pytest.mark.parametrize(
+    ("records", "left", "left_as_it_is"),
+    [
+        ([], 1, 1),
+        ([{"status": "ok"}], 0, 0),
+        ([{"status": "timeout"}], 1, 1),
+        ([{"status": "pruned"}], 1, 1),
+        ([{"status": "ok"}, {"status": "crashed"}], 1, 1),
+        ([{"status": "crashed"}, {"status": "ok"}], 0, 0),
+        ([{"status": "ok", "disturbed": "by others"}], 1, 0),
+        ([{"status": "ok", "disturbed": "by others"}, {"status": "ok"}], 0, 0),
+        (2 * [{"status": "ok", "disturbed": "by others"}], 0, 0),
+        ([{"status": "timeout"}, {"status": "ok", "disturbed": "by others"}], 1, 0),
+    ],
+)
+def test_what_remains_is_what_has_no_good_record_or_a_disturbed_one(
+    tmp_path, trials, records, left, left_as_it_is
+):
+    with store.writing(tmp_path) as writer:
+        for fields in records:
+            writer.append(store.Record(trial=trials[0], **fields))
+
+    found = remaining(trials[:1], tmp_path)
+    as_it_is = remaining(trials[:1], tmp_path, remeasure=False)
+
+    assert found == list(trials[:left])
+    assert as_it_is == list(trials[:left_as_it_is])
+
+
+def test_a_disturbed_trial_is_run_again_once_by_the_same_call(tmp_path, trials, monkeypatch):
+    noise = {"fits": ((1.0, 1.0),), "noise": {"waited_seconds": 0.5}}
+    noisy = store.Record(trial=trials[0], status="ok", disturbed="by others", **noise)
+    with store.writing(tmp_path) as writer:
+        writer.append(noisy)
+    monkeypatch.setattr(executors, "run_trial", lambda trial: noisy)
+    here = Execution(isolation="none")
+
+    first = list(execute(trials[:1], tmp_path, here))
+    second = list(execute(trials[:1], tmp_path, here))
+
+    assert len(first) == 1
+    assert second == []
+
+
 def test_isolated_and_not_the_numbers_are_the_same(tmp_path, trials):
     alone = [r.metrics["nll"] for r in execute(trials, tmp_path / "a", Execution(remeasure=False))]
     together = [r.metrics["nll"] for r in execute(trials, tmp_path / "b", Execution(**HERE))]

@@ -107,7 +107,8 @@ def test_sizes_of_the_model_count_and_truths_are_none():
 
     assert hopeless.why(trial({}, model={"n_components": 3}))
     assert hopeless.why(trial({"n_components": 3}, model={"n_components": 2})) == ""
-    assert hopeless.why(trial({}, model={"n_components": True})) == ""
+    truth = Hopeless([failed(trial({}, model={"n_components": True}))])
+    assert truth.why(trial({}, model={"n_components": 2})) == ""
 
 
 def test_the_reason_names_the_trial_that_failed_and_how():

@@ -154,6 +154,18 @@ def test_the_frame_has_a_row_per_record_and_absent_metrics_are_missing(record):
     assert pd.isna(frame["nll"].tolist()[1])
 
 
+def test_metrics_in_another_order_or_only_later_stand_in_their_columns(record):
+    frame = store.frame([
+        record(0, metrics={"nll": 1.0}),
+        record(1, metrics={"nll": 2.0, "ami": 0.5}),
+        record(2, metrics={"ami": 0.25, "nll": 3.0}),
+    ])  # fmt: skip
+
+    assert frame["nll"].tolist() == [1.0, 2.0, 3.0]
+    assert pd.isna(frame["ami"][0])
+    assert frame["ami"].tolist()[1:] == [0.5, 0.25]
+
+
 def test_runs_are_listed_oldest_first(tmp_path, record):
     for name, age in (("b", 10), ("a", 20)):
         with store.writing(tmp_path / name):
@@ -180,6 +192,8 @@ def test_the_frame_of_a_run_is_that_of_its_records(drawn):
 
         assert store.read(run) == drawn
         pd.testing.assert_frame_equal(frame, store.frame(drawn, run=run.name))
+        for name in ("curve", "fits"):  # pandas takes a list for the same as a tuple
+            assert [*frame.get(name, [])] == [getattr(one, name) for one in drawn]
 
 
 @law

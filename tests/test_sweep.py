@@ -61,7 +61,7 @@ def fine(of):
 
 
 def disturbed(of):
-    return Record(trial=of, status="ok", fits=((1.0, 1.0),), noise={"waited_seconds": 0.5})
+    return Record(trial=of, status="ok", fits=((1.0, 0.5),), noise={"waited_seconds": 0.5})
 
 
 def sometimes_disturbed(of):
@@ -208,6 +208,18 @@ def test_only_a_single_measurement_is_repeated():
     again = Record(trial=two.trial, status="ok")
 
     assert disturbed_once([one, two, again, three]) == [one.trial, three.trial]
+
+
+def test_what_fails_when_it_is_run_once_more_is_not_run_for_ever(many):
+    def answer(of):
+        first = times(pool.submitted)[of.id] == 1
+        return disturbed(of) if first else Record(trial=of, status="crashed")
+
+    pool = FakePool(1, answer)
+
+    records = pool.sweep(many[:3])
+
+    assert measured(records) == {one.id: 2 for one in many[:3]}
 
 
 def test_what_was_disturbed_before_is_run_once_more_though_nothing_else_is_left(many):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+import warnings
 from dataclasses import replace
+from statistics import median
 
 import numpy as np
 import pytest
 
 import embench
 from embench import gaussian
-from embench.measuring.trial import run_trial
+from embench.measuring import trial as trial_module
+from embench.measuring.trial import MAX_FITS, run_trial, stages
 from embench.models.starts import starting_mixture
 
 BLOBS = ("blobs", {"n_samples": 300, "n_test": 200})
@@ -31,6 +35,96 @@ def test_every_track_gives_every_metric_that_exists(small_trial, track):
         "n_test": 200,
     }
     assert all(np.isfinite(value) for value in record.metrics.values())
+
+
+def test_the_record_comes_as_soon_as_it_is_judged_and_again_with_its_curve(small_trial):
+    first, second = stages(small_trial(dataset=BLOBS))
+
+    assert first.curve == ()
+    assert len(second.curve) > 1
+    assert first.trial_seconds < second.trial_seconds
+    assert first.ended <= second.ended
+    unchanged = {"curve": (), "trial_seconds": None, "ended": "", "metrics": {}}
+    assert replace(first, **unchanged) == replace(second, **unchanged)
+    assert {**first.metrics, "n_iter": second.metrics["n_iter"]} == second.metrics
+
+
+def test_who_cannot_be_watched_has_one_record(small_trial):
+    (record,) = stages(small_trial("bad_models:Silent"))
+
+    assert record.curve == ()
+
+
+def test_each_stage_is_told_with_what_it_may_take(small_trial):
+    told = []
+    trial = small_trial(dataset=BLOBS, time_limit=100.0)
+
+    list(stages(trial, lambda *stage: told.append(stage), patience=200.0))
+
+    fits = [stage for stage in told if stage[0] == "fitting"]
+    assert 1 <= len(fits) <= MAX_FITS
+    assert all(seconds == pytest.approx(110.0) for _, seconds in fits)
+    assert [stage for stage in told if stage not in fits] == [
+        ("making model and data", 200.0),
+        ("warming up", pytest.approx(113.0)),
+        ("judging", 200.0),
+        ("drawing the curve", pytest.approx(310.0)),
+    ]
+
+
+def test_a_long_limit_of_fits_is_one_of_everything_else(small_trial):
+    told = {}
+
+    list(stages(small_trial(time_limit=100.0), lambda *stage: told.update([stage]), patience=1.0))
+
+    assert told["judging"] == told["fitting"] == pytest.approx(110.0)
+
+
+def test_the_median_of_all_fits_counts_and_the_first_call_is_told_apart(small_trial):
+    record = run_trial(small_trial(dataset=BLOBS))
+
+    seconds, cpu_seconds = zip(*record.fits, strict=True)
+    assert 1 < len(record.fits) <= MAX_FITS
+    assert record.metrics["fit_seconds"] == median(seconds)
+    assert record.metrics["cpu_seconds"] == median(cpu_seconds)
+    assert record.metrics["cold_seconds"] > 0
+    assert record.trial_seconds > sum(seconds) + record.metrics["cold_seconds"]
+
+
+def test_a_fit_that_takes_long_enough_is_not_repeated(small_trial, monkeypatch):
+    monkeypatch.setattr(trial_module, "ENOUGH_SECONDS", 1e-9)
+
+    record = run_trial(small_trial())
+
+    assert len(record.fits) == 1
+
+
+def test_the_first_call_pays_for_what_is_done_but_once(small_trial):
+    """Half a second, such as a library takes that compiles when it is first used."""
+    params = {"seconds": 0.5, "marker": f"{time.time()}"}
+
+    record = run_trial(small_trial("bad_models:Compiler", params=params))
+
+    assert record.metrics["cold_seconds"] >= 0.5 > 0.25 > record.metrics["fit_seconds"]
+
+
+def test_what_a_model_changes_for_everybody_is_set_back(small_trial, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = os.getcwd(), np.geterr(), list(warnings.filters)
+
+    record = run_trial(small_trial("hostile:Hostile", params={"deed": "move_about"}))
+
+    assert record.status == "ok", record.message
+    assert (os.getcwd(), np.geterr(), list(warnings.filters)) == before
+
+
+def test_an_error_is_told_in_a_line_that_any_terminal_can_show(small_trial):
+    record = run_trial(small_trial("hostile:Hostile", params={"deed": "shout"}))
+
+    assert record.message.startswith("ValueError: no way aaa")
+    assert record.message.endswith(" ...")
+    assert record.message.isprintable()
+    assert len(record.message) < 400
 
 
 def test_the_nll_is_the_judges(small_trial):

@@ -25,7 +25,7 @@ from embench.cli import (
     train,
     watch,
 )
-from embench.cli.common import UserMistake
+from embench.cli.common import INTERRUPTED, UserMistake
 from embench.types import InputError
 
 COMMANDS = (
@@ -57,6 +57,9 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except InputError as error:
             raise UserMistake(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(INTERRUPTED)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -74,6 +74,8 @@ def find_record(trial: str, folder: Path | None) -> Record:
     """The newest record of a trial by its id, or by what makes it unique, in a run or in all."""
     folders = [run_folder(str(folder))] if folder else store.runs(store.RESULTS)
     records = [record for place in folders for record in store.read(place)]
+    if not records:
+        raise InputError(f"no records in {store.RESULTS}/; name the folder of a run with --run")
     found = [record for record in store.latest(records) if trial in record.trial.id]
     found = [record for record in found if record.trial.id.startswith(trial)] or found
     exact = [record for record in found if record.trial.id == trial]

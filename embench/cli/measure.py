@@ -84,9 +84,10 @@ def run(
     suite, folder = chosen_trials(**chosen)
     planned = plan(suite, elsewhere=executor == "dask")
     left = remaining(planned.trials, folder, remeasure=remeasure)
+    again = len(left) - len(remaining(planned.trials, folder, remeasure=False))
     for sentence in planned.left_out:
         click.echo(sentence, err=True)
-    click.echo(_announcement(len(planned.trials), len(left), folder), err=True)
+    click.echo(_announcement(len(planned.trials), len(left), again, folder), err=True)
     if left and executor == "local" and (warning := _crowded(workers, suite.threads)):
         click.echo(warning, err=True)
     failed = 0
@@ -105,15 +106,21 @@ def _crowded(workers: int, threads: int) -> str:
     there, asked = len(cores()), workers * threads
     if asked <= there:
         return ""
+    side_by_side = "1 worker" if workers == 1 else f"{workers} workers"
+    each = "1 thread" if threads == 1 else f"{threads} threads"
     return (
-        f"{workers} workers with {threads} threads each take {asked} cores, and here are {there}: "
-        "trials share cores, are of the grade quality, and their times are not compared"
+        f"{side_by_side} x {each} take {asked} cores, and here are {there}: trials share cores, "
+        "are of the grade quality, and their times are not compared"
     )
 
 
-def _announcement(planned: int, left: int, folder: Path) -> str:
+def _announcement(planned: int, left: int, again: int, folder: Path) -> str:
+    """How many trials there are, are done, and are done but were disturbed."""
     trials = "1 trial" if planned == 1 else f"{planned} trials"
     if left == 0:
         return f"{trials}, all done, in {folder}; another --out measures again"
-    resumed = f" ({planned - left} are done)" if left < planned else ""
-    return f"{trials}{resumed} into {folder}"
+    done = planned - left + again
+    words = f" ({done} are done)" if done else ""
+    if again:
+        words = f" ({done} are done, {again} of them again because they were disturbed)"
+    return f"{trials}{words} into {folder}"

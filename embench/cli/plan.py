@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +59,9 @@ def plan(workers: int, each: bool, **chosen: Any) -> None:
         side_by_side = f" with {workers} workers" if workers > 1 else ""
         words.append(f"about {quantity(total, 's')}{side_by_side}")
     if unknown:
-        words.append(f"{unknown} of unknown length, whose fits take {suite.time_limit:g} s at most")
+        words.append(
+            f"{unknown} of unknown length, whose fits take {suite.time_limit:g} s each at most"
+        )
     click.echo(", ".join(words))
 
 
@@ -76,14 +78,19 @@ def _records(folder: Path) -> list[Record]:
 def _sections(found: Iterable[Forecast]) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
     """For each dataset and track a line for every model."""
 
+    from embench.comparing.frames import natural
+
     def title(one: Forecast) -> str:
         return f"{one.trial.dataset}, {one.trial.track}"
 
     def model(one: Forecast) -> str:
         return str(one.trial.model)
 
-    for name, here in groupby(sorted(found, key=title), key=title):
-        models = groupby(sorted(here, key=model), key=model)
+    def in_order(text: Callable[[Forecast], str]) -> Callable[[Forecast], list[Any]]:
+        return lambda one: natural(text(one))
+
+    for name, here in groupby(sorted(found, key=in_order(title)), key=title):
+        models = groupby(sorted(here, key=in_order(model)), key=model)
         yield name, [(text, *_sums(list(many))) for text, many in models]
 
 
@@ -93,7 +100,7 @@ def _sums(many: Sequence[Forecast]) -> tuple[str, str, str, str]:
 
     seconds = [one.seconds for one in many if one.seconds is not None]
     memory = [one.memory for one in many if one.memory is not None]
-    bases = dict.fromkeys(f"{one.basis} {one.remark}".rstrip() for one in many)
+    bases = dict.fromkeys(", ".join(filter(None, (one.basis, one.remark))) for one in many)
     return (
         str(len(many)),
         quantity(sum(seconds), "s") if seconds else "?",

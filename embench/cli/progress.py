@@ -51,7 +51,9 @@ class Counts:
         words += [f"{self.pruned} left out behind smaller ones that failed"] * bool(self.pruned)
         words += [f"{self.repeated} measured again"] * bool(self.repeated)
         words += [f"{len(self.disturbed)} disturbed all the same"] * bool(self.disturbed)
-        words += [f"{len(self.shared)} may have shared cores: no times"] * bool(self.shared)
+        words += [
+            f"{len(self.shared)} may have shared cores: no times, run again on an idle machine"
+        ] * bool(self.shared)
         return ", ".join(words)
 
 

@@ -66,7 +66,7 @@ def compare(
     Raises:
         InputError: The baseline, a metric or a track is unknown, or a folder holds no run.
     """
-    earlier = reference_store.read() if references is None else references
+    earlier = reference_store.known() if references is None else references
     frame, notes = tidy(with_best_known(load(runs), earlier), tracks)
     chosen = _chosen(metrics)
     if baseline is not None and len(frame) and not _matching(frame, baseline):

@@ -49,6 +49,8 @@ class Execution:
             raise InputError("--workers is for --executor local: a cluster has workers of its own")
         if self.isolation == "none" and (self.workers > 1 or self.executor == "dask"):
             raise InputError("--isolation none runs trials here, one after the other")
+        if self.isolation == "none" and self.memory_limit:
+            raise InputError("--isolation none runs trials here, where nothing can be limited")
 
 
 DEFAULT = Execution()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -25,7 +24,7 @@ from embench.measuring.environment import describe
 from embench.measuring.judging import in_one_line, is_about_memory
 from embench.measuring.machine import available_memory, cores
 from embench.measuring.threads import THREAD_VARIABLES
-from embench.measuring.trial import PATIENCE, utc_now
+from embench.measuring.trial import PATIENCE, WARM_UP_SECONDS, utc_now
 from embench.types import Record, Trial
 
 Isolation = Literal["trial", "model", "none"]
@@ -128,7 +127,8 @@ class TrialServer:
         return Record(
             trial=trial,
             status="crashed",
-            message=f"the processes that run trials were killed, {ATTEMPTS} times",
+            message=f"the processes that run trials were killed {ATTEMPTS} times, perhaps by it",
+            ended=utc_now(),
             environment=describe(),
         )
 
@@ -171,6 +171,8 @@ class TrialServer:
 
     def _new_lane(self) -> _Lane:
         """A lane of the root, or of a new one if that is gone."""
+        if self._is_closed:
+            raise LaneLost("the server is closed")
         if self._root and not self._root.is_alive():
             if not self._root.has_imported():
                 self._names = []  # one of them has killed it: lanes import what their trials need
@@ -236,7 +238,13 @@ class _Lane:
 
     def is_alive(self) -> bool:
         """Whether a lane that has nothing to say is still there."""
-        return self._talk.fileno() >= 0 and not select.select([self._talk], [], [], 0)[0]
+        try:
+            self._talk.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
 
     def run(self, trial: Trial, *, imports: bool) -> tuple[Any, Any]:
         """How a trial went, and its record if it left one.
@@ -285,7 +293,7 @@ def _record(trial: Trial, reply: Mapping[str, Any], written: Any, memory_limit: 
                 message=words,
                 trial_seconds=reply["seconds"],
                 ended=utc_now(),
-                environment=describe(),
+                environment=reply["environment"],
             )
     assert record is not None
     if record.status == "out-of-memory":
@@ -300,7 +308,8 @@ def _death(trial: Trial, reply: Mapping[str, Any]) -> tuple[str, str]:
     if reply["is_overdue"]:
         return "timeout", (
             f"cut off while {reply['doing']}, after {reply['seconds']:.3g} s in all, where a fit "
-            f"may take {trial.time_limit:g} s (raise the time limit?)"
+            f"may take {trial.time_limit:g} s, a warm-up {WARM_UP_SECONDS:g} s more (raise the "
+            "time limit?)"
         )
     last_words = in_one_line(reply["stderr"].strip().rpartition("\n")[2])
     told = f"; its last words: {last_words}" if last_words else ""
@@ -309,7 +318,8 @@ def _death(trial: Trial, reply: Mapping[str, Any]) -> tuple[str, str]:
     if is_about_memory(reply["stderr"]):
         return "out-of-memory", f"the process died for want of memory{told}"
     if code < 0:
-        how = f"the process died of signal {-code} ({signal.Signals(-code).name})"
+        named = [f" ({one.name})" for one in signal.Signals if one == -code]
+        how = f"the process died of signal {-code}{''.join(named)}"
     else:
         how = f"the process ended itself with exit code {code}"
     return "crashed", f"{how} while {reply['doing']}{told}"

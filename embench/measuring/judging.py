@@ -32,6 +32,7 @@ OUT_OF_MEMORY = (
     "Cannot allocate memory",
     "Unable to allocate",
     "bad_alloc",
+    "Memory allocation still failed",
     "MemoryError",
 )
 

@@ -82,8 +82,11 @@ def disturbance(record: Record, quickest_sentinel: float = 0.0) -> str:
     """
     noise, threads = record.noise, record.trial.threads
     seconds = sum(wall for wall, _ in record.fits)
+    waited = noise.get("waited_seconds", 0.0) / threads
+    if threads == 1:  # some of it between the fits, where nothing is clocked
+        waited = min(waited, seconds - sum(cpu for _, cpu in record.fits))
     takers = {
-        "other processes had its core": noise.get("waited_seconds", 0.0) / threads,
+        "other processes had its core": waited,
         # A tick may have begun long before the fits.
         "the hypervisor had its core": max(0.0, noise.get("stolen_seconds", 0.0) - TICK),
         "the container was held back by its quota": noise.get("throttled_seconds", 0.0),
@@ -112,7 +115,7 @@ class Quietest:
 
     def judged(self, record: Record) -> Record:
         """The record with what disturbed it: only seconds are disturbed, and only if they count."""
-        if record.status != "ok" or record.grade != "timing":
+        if record.disturbed or record.status != "ok" or record.grade != "timing":
             return record
         best = self._seconds.get(_machine(record), 0.0)
         return replace(record, disturbed=disturbance(record, best))

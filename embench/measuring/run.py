@@ -104,8 +104,7 @@ def remaining(trials: Sequence[Trial], folder: Path, *, remeasure: bool = True) 
     """The trials that the folder has no good record of; failed ones are tried again, and so are, if
     asked to, those whose only record others disturbed."""
     known = _known(trials, folder)
-    again = disturbed_once(known) if remeasure else []
-    return [*_unfinished(trials, known), *again]
+    return [*_unfinished(trials, known), *(disturbed_once(known) if remeasure else ())]
 
 
 def execute(trials: Sequence[Trial], folder: Path, how: Execution = DEFAULT) -> Iterator[Record]:
@@ -117,8 +116,8 @@ def execute(trials: Sequence[Trial], folder: Path, how: Execution = DEFAULT) -> 
         WorkersLost: The cluster is gone.
     """
     # First the pool: one that cannot be had leaves no folder behind.
-    left = _unfinished(trials, _known(trials, folder))
-    with pool(left, how) as workers, store.writing(folder) as writer:
+    expected = remaining(trials, folder, remeasure=how.remeasure)
+    with pool(expected, how) as workers, store.writing(folder) as writer:
         known = _known(trials, folder)
         for record in sweep(_unfinished(trials, known), known, workers, how):
             writer.append(record)

@@ -56,6 +56,9 @@ MOST_WORDS = 2**24
 IDLE_SHARE = 0.25
 """Of the memory limit: what the processes that wait for their model's next trial may hold."""
 
+STOPPED_SECONDS = 2.0
+"""How often the root looks for lanes that a model has stopped: nobody would wake them."""
+
 READY = b"ready"
 LARGEST_MESSAGE = 2**17
 
@@ -77,22 +80,27 @@ def main() -> None:
     _look_around()
     for kind, name in asked["names"]:
         _imported(kind, name)
-    control.send(READY)
+    with suppress(ConnectionError):  # the caller is gone
+        control.send(READY)
+        _fork_lanes(control)
+
+
+def _fork_lanes(control: socket.socket) -> None:
+    """Fork a lane for every socket that comes, and end what lanes leave behind when they end."""
     lanes: dict[int, int] = {}
     while True:
-        ready = _ready(None, control, *lanes)
+        ready = _ready(STOPPED_SECONDS, control, *lanes)
+        for pid in lanes.values() if not ready else ():
+            _kill_if_stopped(pid)
         for lane in lanes.keys() & ready:
             os.close(lane)
             del lanes[lane]
             _kill_orphans(set(lanes.values()))  # the lane itself is one
         if control not in ready:
             continue
-        try:
-            message, descriptors, _, _ = socket.recv_fds(control, LARGEST_MESSAGE, 1)
-        except ConnectionResetError:  # the caller never asked whether we were ready
-            break
+        message, descriptors, _, _ = socket.recv_fds(control, LARGEST_MESSAGE, 1)
         if not message:
-            break
+            return
         if (pid := os.fork()) == 0:
             control.close()
             _be_the_lane(socket.socket(fileno=descriptors[0]), json.loads(message))
@@ -226,6 +234,7 @@ class _Lane:
             reply |= {"doing": one.deadline.doing(), **self._buried(one)}
             # The kernel counts before it kills.
             reply["is_oom_kill"] = oom_kills is None or oom_kills != _oom_kills()
+            reply["environment"] = describe()
         return reply, said.rstrip(b"\n").rpartition(b"\n")[2]
 
     def _kept(self, model: str) -> _Child | None:
@@ -301,7 +310,7 @@ class _Lane:
         }
 
 
-def _ready(seconds: float | None, *files: socket.socket | int) -> list[Any]:
+def _ready(seconds: float, *files: socket.socket | int) -> list[Any]:
     """Which of the files can be read, or have ended; none if there is none in so many seconds."""
     return select.select(files, [], [], seconds)[0]
 
@@ -340,6 +349,12 @@ def _kill_orphans(kept: set[int]) -> None:
                 os.waitpid(pid, 0)
 
 
+def _kill_if_stopped(pid: int) -> None:
+    with suppress(OSError):
+        if _status(pid)[0] == "T":
+            os.kill(pid, signal.SIGKILL)
+
+
 def _kill_group(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
@@ -351,10 +366,16 @@ def _children() -> dict[int, int]:
     found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, IndexError, ValueError):
-            parent, group = map(int, path.read_text().rpartition(")")[2].split()[1:3])
-            if parent == os.getpid():
-                found[int(path.parent.name)] = group
+            pid = int(path.parent.name)
+            _, parent, group = _status(pid)
+            if int(parent) == os.getpid():
+                found[pid] = int(group)
     return found
+
+
+def _status(pid: int) -> list[str]:
+    """State, parent and group of a process."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:3]
 
 
 if __name__ == "__main__":

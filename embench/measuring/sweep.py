@@ -39,11 +39,14 @@ def sweep(
     queue, pending = deque(trials), dict[Future[Any], Trial]()
     hopeless = Hopeless(known if how.prune else ())
     quietest, seen = noise.Quietest(), list(known)
+    repeated: set[str] = set()
     for record in known:
         quietest.learn(record)
     while True:
         if how.remeasure and not queue and not pending:
-            queue.extend(disturbed_once(map(quietest.judged, seen)))
+            again = disturbed_once(map(quietest.judged, seen))
+            queue.extend(trial for trial in again if trial.id not in repeated)
+            repeated |= {trial.id for trial in queue}
         if not queue and not pending:
             return
         while len(pending) < pool.slots() and queue:

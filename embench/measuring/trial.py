@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import chdir, suppress
@@ -82,7 +81,6 @@ def stages(
             for record in _run(trial, enter, max(patience, _longest(trial))):
                 yield _ended(record, began)
         except Exception as error:
-            traceback.clear_frames(error.__traceback__)  # they hold the memory that ran out
             failed = Record(
                 trial=trial,
                 status=judging.status(error),

@@ -18,7 +18,7 @@ from embench.comparing import tables
 from embench.comparing.tables import Comparison
 from embench.comparing.words import quantity
 from embench.metrics import METRICS
-from embench.types import GRADES, STATUSES, Record, Spec
+from embench.types import GRADES, OWN_SCORE, STATUSES, Record, Spec
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -205,8 +205,10 @@ def record_page(record: Record) -> str:
         f"fit {number}": f"{quantity(seconds, 's')}, CPU {quantity(cpu, 's')}"
         for number, (seconds, cpu) in enumerate(record.fits, start=1)
     }
+    own = {"nll", "excess_nll"} if OWN_SCORE in record.message else set()
     metrics = {
-        METRICS[name].title: f"{quantity(value, METRICS[name].unit):12} {METRICS[name].source}"
+        METRICS[name].title: f"{quantity(value, METRICS[name].unit):12} "
+        + ("the model's own score" if name in own else METRICS[name].source)
         for name, value in record.metrics.items()
     }
     if record.trial_seconds is not None:

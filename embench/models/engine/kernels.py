@@ -43,12 +43,17 @@ def softmax(log_joint: Any, xp: Any) -> tuple[Any, Any]:
 
 
 def log_joints(factors: Any, products: Any, out: Any, arrays: Arrays) -> None:
-    """``factors @ products`` into ``out``, [..., rows, n]."""
-    if factors.ndim > 2 or factors.shape[-1] < MANY_PRODUCTS:
-        arrays.xp.matmul(factors, products, out=out)
-        return
-    transposed = arrays.scratch("transposed", *out.shape[::-1])
-    arrays.xp.matmul(products.T, factors.T, out=transposed)
+    """``factors @ products`` into ``out``, [..., rows, n].
+
+    A component of weight 0 has a factor of -inf, and BLAS kernels of AVX-512 multiply it by the
+    zeros that they pad with: the flag for an invalid operation says nothing of the result.
+    """
+    with np.errstate(invalid="ignore"):
+        if factors.ndim > 2 or factors.shape[-1] < MANY_PRODUCTS:
+            arrays.xp.matmul(factors, products, out=out)
+            return
+        transposed = arrays.scratch("transposed", *out.shape[::-1])
+        arrays.xp.matmul(products.T, factors.T, out=transposed)
     out[...] = transposed.T
 
 

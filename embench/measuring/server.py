@@ -340,6 +340,10 @@ def _kill_orphans(kept: set[int]) -> None:
 
     With its whole group: one that forks and dies all the time is never met by its own number.
     """
+    try:  # asked first: a look at all processes takes milliseconds, and mostly there is nobody
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return
     while orphans := {pid: group for pid, group in _children().items() if pid not in kept}:
         for pid, group in orphans.items():
             if group not in kept and group != os.getpgrp():

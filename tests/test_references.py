@@ -290,3 +290,14 @@ def test_the_reference_suite_has_the_data_of_the_suites_that_people_begin_with()
         return {(str(t.dataset), t.dataset.version, t.seed) for t in plan(load_suite(name)).trials}
 
     assert datasets("quick") | datasets("real") == datasets("reference")
+
+
+def test_what_comes_with_embench_is_known_in_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    shipped = references.known()
+
+    assert {"iris", "three-gaussians"} <= {entry.dataset for entry in shipped}
+    better = replace(shipped[0], nll=shipped[0].nll - 1)
+    references.enter([better, replace(shipped[1], nll=shipped[1].nll + 1)])
+    assert references.known() == [better, *shipped[1:]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -208,3 +209,21 @@ def test_only_a_grouper_needs_no_score():
     assert not isinstance(make_model("pixel-kmeans"), ScoredModel)
     with pytest.raises(InputError, match=r"bad_models:Silent: .* an object without score"):
         make_model("bad_models:Silent")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("x = (", "cannot be imported: SyntaxError"),
+        ("1 / 0", "cannot be imported: ZeroDivisionError"),
+        ("import sys; sys.exit(3)", "cannot be imported: SystemExit: 3"),
+        ("import numpy as Model", "expected a class, got a module"),
+    ],
+)
+def test_a_module_of_the_users_that_is_no_model_is_one_line(tmp_path, monkeypatch, source, words):
+    name = f"theirs_{abs(hash(source))}"
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(InputError, match=re.escape(words)):
+        registry.load("model", f"{name}:Model")

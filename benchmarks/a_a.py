@@ -23,7 +23,7 @@ from embench import store
 from embench.comparing.change import change
 from embench.comparing.frames import metric_values
 from embench.comparing.stats import Interval, paired_difference, paired_ratio
-from embench.measuring.executors import Execution
+from embench.measuring.execution import Execution
 from embench.measuring.plan import plan
 from embench.measuring.run import execute
 from embench.measuring.suite import Suite

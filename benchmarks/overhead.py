@@ -23,7 +23,7 @@ import click
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from embench.measuring.executors import Execution
+from embench.measuring.execution import Execution
 from embench.measuring.plan import plan
 from embench.measuring.run import execute
 from embench.measuring.suite import Suite

@@ -29,7 +29,7 @@ from distributed import Client, Reschedule
 from embench import store
 from embench.measuring import cluster as driver
 from embench.measuring import machine, worker
-from embench.measuring.executors import Execution
+from embench.measuring.execution import Execution
 from embench.measuring.isolate import LaneLost
 from embench.measuring.plan import plan
 from embench.measuring.run import execute

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from embench import store
 from embench.cli import main
 from embench.comparing.reproduction import reproduction
-from embench.measuring.executors import Execution
+from embench.measuring.execution import Execution
 from embench.measuring.reproduce import again
 from embench.measuring.trial import run_trial
 from embench.types import Record, Spec

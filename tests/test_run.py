@@ -14,7 +14,7 @@ import pytest
 import embench
 from embench import store
 from embench.measuring import executors
-from embench.measuring.executors import Execution
+from embench.measuring.execution import Execution
 from embench.measuring.plan import plan
 from embench.measuring.run import execute, remaining
 from embench.measuring.suite import customised, load_suite

@@ -13,7 +13,7 @@ from threading import Event
 
 import pytest
 
-from embench.measuring.executors import Execution, Pool, WorkersLost
+from embench.measuring.execution import Execution, Pool, WorkersLost
 from embench.measuring.sweep import disturbed_once, sweep
 from embench.types import Record, Spec, Trial
 

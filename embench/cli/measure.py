@@ -68,7 +68,7 @@ def run(
     Ctrl-C loses nothing that is finished; the same command again goes on where it stopped.
     Trials that fail are records, too; only if all fail is the exit code 1.
     """
-    from embench.measuring.executors import Execution
+    from embench.measuring.execution import Execution
     from embench.measuring.plan import plan
     from embench.measuring.run import execute, remaining
 

@@ -15,7 +15,7 @@ from typing import Any
 from distributed import Client, KilledWorker, Security, rpc
 from distributed.utils import silence_logging_cmgr
 
-from embench.measuring.executors import Execution, Pool, WorkersLost
+from embench.measuring.execution import Execution, Pool, WorkersLost
 from embench.measuring.judging import in_one_line
 from embench.measuring.trial import utc_now
 from embench.measuring.worker import Run

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from embench import registry
-from embench.measuring.executors import Execution, pool
+from embench.measuring.execution import Execution
+from embench.measuring.executors import pool
 from embench.measuring.plan import resolved_device
 from embench.types import Record, Spec, Trial
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embench import store
-from embench.measuring.executors import DEFAULT, Execution, pool
+from embench.measuring.execution import DEFAULT, Execution
+from embench.measuring.executors import pool
 from embench.measuring.plan import plan
 from embench.measuring.suite import Specs, customised, load_suite
 from embench.measuring.sweep import disturbed_once, sweep
@@ -52,7 +53,7 @@ def run(
         time_limit: Of one fit [s].
         order_seed: Of the order of the trials, which is random.
         out: Folder of the run; results/<date>-<suite> if None.
-        **how: Fields of `embench.measuring.executors.Execution`. ``isolation`` is "trial" (each in
+        **how: Fields of `embench.measuring.execution.Execution`. ``isolation`` is "trial" (each in
             a process of its own), "model" (one for each model) or "none" (here: for debugging, and
             for models that exist in this process only; then nothing can be cut off). As many
             ``workers`` run side by side; ``executor="dask"`` with a ``scheduler`` is a cluster.

@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
 from embench.measuring import noise
-from embench.measuring.executors import Execution, Pool
+from embench.measuring.execution import Execution, Pool
 from embench.measuring.sizes import Hopeless
 from embench.measuring.trial import utc_now
 from embench.types import Record, Trial

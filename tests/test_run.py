@@ -189,7 +189,9 @@ def test_a_broken_suite_leaves_no_folder_behind(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "blow", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_killed_half_way_nothing_is_lost_and_the_rest_resumes(tmp_path, blow):
     command = [sys.executable, "-m", "embench.cli", "run", "--dataset", "iris", "--seeds", "4"]
     command += ["--model", "em,sklearn-em", "--track", "default", "--out", str(tmp_path)]

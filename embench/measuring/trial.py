@@ -1,4 +1,7 @@
-"""Run one trial: timed pass, judgement, curve. With `meter` the only module that has a clock."""
+"""Run one trial: timed pass, judgement, curve. The clocks of models are here and in `meter`.
+
+What else has one (`noise`, the server, Dask's worker) minds deadlines and times no model.
+"""
 
 from __future__ import annotations
 
